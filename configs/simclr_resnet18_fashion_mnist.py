@@ -1,0 +1,33 @@
+"""SimCLR on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
+
+Not yet reproduced.
+"""
+
+from ssljax import config as config_lib
+
+
+def get_config(arg=None):
+  """Variants: `quick`."""
+  config = config_lib.base()
+  config.epochs = 10.0
+  config.data.name = "fashion_mnist"
+  config.augment = dict(
+    name="simclr",
+    area=(0.2, 1.0),
+    strength=0.5,
+    mean=(0.286,),
+    std=(0.353,),
+  )
+  config.encoder = dict(name="resnet", variant="18", width=16, stem="cifar")
+  config.method = dict(name="simclr", temperature=0.2)
+  # The loss is the authors' sum of both directions, so these are half of the
+  # rates for a mean.
+  config.optimizer = dict(
+    name="sgd",
+    learning_rate=0.06,
+    lr_scaling="linear",
+    momentum=0.9,
+    weight_decay=5e-4,
+  )
+  config.schedule = dict(name="cosine", warmup_epochs=0.5)
+  return config_lib.finish(config, arg)

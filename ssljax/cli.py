@@ -1,0 +1,146 @@
+"""`ssljax <command>`: flags in, one function call out."""
+
+import difflib
+import json
+import logging as std_logging
+import os
+import sys
+
+from absl import flags
+from absl import logging
+
+from ssljax import errors
+
+_USAGE = """\
+usage: ssljax <command> [flags]
+
+  prepare NAME [--data_dir=D]           build a dataset where it is missing
+  train --config=FILE[:variant,...] --workdir=W [--config.key=value ...]
+  evaluate --workdir=W [--protocols=knn,linear] [--step=N] [--data=NAME]
+           [--train_split=S] [--test_split=S]
+  embed --workdir=W --out=F.npz [--split=test] [--step=N] [--data=NAME]
+
+The last line on stdout is one JSON object. Exit status: 0 done, 2 a mistake in
+the command (told in one line), 3 stopped with the last checkpoint kept, 143
+after SIGTERM with everything saved.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command; returns its exit status."""
+  argv = sys.argv[1:] if argv is None else argv
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger("orbax").setLevel(std_logging.WARNING)
+  try:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+      print(_USAGE, end="")
+      return 0
+    figures = _command(argv[0])(argv[1:])
+  except errors.UserError as e:
+    return _end(e, 2)
+  except errors.SafeStop as e:
+    return _end(e, 3)
+  print(json.dumps(figures), flush=True)
+  return 0
+
+
+def _end(error, status):
+  print(f"ssljax: {error}", file=sys.stderr, flush=True)
+  return status
+
+
+def _command(name):
+  if name not in _COMMANDS:
+    near = difflib.get_close_matches(name, _COMMANDS, 1, 0.0)[0]
+    raise errors.UserError(f"unknown command {name!r}: did you mean {near!r}?")
+  return _COMMANDS[name]
+
+
+def _prepare(argv):
+  values, names = _parse(argv, data_dir=None)
+  if len(names) != 1:
+    raise errors.UserError("name one dataset, as in: ssljax prepare NAME")
+  from ssljax.data import prepare
+
+  path = prepare.prepare(names[0], data_dir=values["data_dir"])
+  return {"dataset": names[0], "path": str(path)}
+
+
+def _train(argv):
+  own = [a for a in argv if not a.startswith(("--config.", "--noconfig."))]
+  values, _ = _parse(own, needs=("config", "workdir"), config=None, workdir=None)
+  from ssljax import config
+  from ssljax import train
+
+  return train.train(
+    config.load(values["config"], argv), os.path.abspath(values["workdir"])
+  )
+
+
+def _evaluate(argv):
+  values, _ = _parse(
+    argv,
+    needs=("workdir",),
+    workdir=None,
+    protocols="knn,linear",
+    step=None,
+    data=None,
+    train_split=None,
+    test_split=None,
+  )
+  from ssljax import evaluate
+
+  values["protocols"] = tuple(values["protocols"].split(","))
+  return evaluate.evaluate(**_typed(values))
+
+
+def _embed(argv):
+  values, _ = _parse(
+    argv,
+    needs=("workdir", "out"),
+    workdir=None,
+    out=None,
+    split="test",
+    step=None,
+    data=None,
+  )
+  from ssljax import evaluate
+
+  return evaluate.write_embeddings(**_typed(values))
+
+
+def _typed(values):
+  values["workdir"] = os.path.abspath(values["workdir"])
+  if values["step"] is not None:
+    if not values["step"].isdigit():
+      raise errors.UserError(f"--step={values['step']} is not a number")
+    values["step"] = int(values["step"])
+  return values
+
+
+def _parse(argv, needs=(), **defaults):
+  """Returns ({flag: value}, positional arguments).
+
+  Raises:
+    UserError: an unknown flag, or one of `needs` is missing.
+  """
+  values = flags.FlagValues()
+  for name, default in defaults.items():
+    flags.DEFINE_string(name, default, "", flag_values=values)
+  try:
+    rest = values(["ssljax", *argv])[1:]
+  except flags.Error as e:
+    raise errors.UserError(str(e).replace("FATAL Flags parsing error: ", "")) from e
+  for name in needs:
+    if values[name].value is None:
+      raise errors.UserError(f"--{name}=... is missing")
+  return {name: values[name].value for name in defaults}, rest
+
+
+_COMMANDS = {
+  "prepare": _prepare,
+  "train": _train,
+  "evaluate": _evaluate,
+  "embed": _embed,
+}

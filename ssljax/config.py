@@ -1,0 +1,179 @@
+"""Configs: what every config starts from, variants, and loading with flags.
+
+A config file defines `get_config(arg)`; `--config=FILE:variant,variant` gives
+the part after the colon as `arg`, and `--config.a.b=value` overrides one key.
+"""
+
+import contextlib
+import difflib
+import io
+import json
+import os
+
+from absl import flags
+from ml_collections import config_dict
+from ml_collections import config_flags
+
+from ssljax import errors
+
+
+def base() -> config_dict.ConfigDict:
+  """Every top-level key with its default; a config fills in the rest.
+
+  Of `steps`, `examples` and `epochs` the first that is given holds.
+  """
+  return config_dict.ConfigDict(
+    dict(
+      seed=0,
+      batch_size=256,
+      steps=config_dict.placeholder(int),
+      examples=config_dict.placeholder(int),
+      epochs=config_dict.placeholder(float),
+      precision="float32",  # of the computation; parameters are float32
+      accumulate=1,  # microbatches a step; the update is that of the whole
+      statistics_per_microbatch=False,  # lets batch norm see a microbatch
+      log_every=10,  # steps
+      mesh=dict(data=-1),  # devices; -1 is all of them
+      init_from=config_dict.placeholder(str),  # the workdir of another run
+      data=dict(
+        name="",  # a TFDS name, folder:PATH, or digits
+        split="train",
+        size=config_dict.placeholder(tuple),  # (height, width) on the host
+        channels=config_dict.placeholder(int),
+        data_dir=config_dict.placeholder(str),
+        memory_budget=2 << 30,  # bytes; a smaller set is decoded into memory
+        max_corrupt=10,  # images that may be skipped before the run stops
+      ),
+      augment=dict(name="none"),
+      encoder=dict(name=""),
+      method=dict(name=""),
+      optimizer=dict(name=""),
+      schedule=dict(name="cosine"),
+      eval=dict(
+        every_epochs=config_dict.placeholder(float),  # beside the last step
+        train_split="train",
+        test_split="test",
+        batch_size=500,
+      ),
+      checkpoint=dict(every_steps=500, keep=3),
+    )
+  )
+
+
+# Encoders for `:quick`, by the name of the module.
+_TINY = {
+  "resnet": dict(name="resnet", variant="18", width=8, stem="cifar"),
+  "vit": dict(name="vit", variant="Mu/2"),
+}
+
+
+def finish(config, arg: str | None, variants=None) -> config_dict.ConfigDict:
+  """Applies the variants in `arg`, the part of --config after the colon.
+
+  Args:
+    config: as the file wrote it.
+    arg: variants between commas, or None.
+    variants: functions `config -> None` by name; `quick` is always there.
+
+  Raises:
+    UserError: a variant is not known.
+  """
+  variants = {**(variants or {}), "quick": _quick}
+  for name in filter(None, (arg or "").split(",")):
+    if name not in variants:
+      known = ", ".join(variants)
+      raise errors.UserError(f"unknown variant {name!r}: choose among {known}")
+    variants[name](config)
+  return config.lock()
+
+
+def _quick(config):
+  """The same method and optimiser, tiny, on data that scikit-learn ships."""
+  config.update(batch_size=64, steps=40, log_every=1, accumulate=1)
+  config.data.update(name="digits", split="train", size=(8, 8), channels=1)
+  config.encoder = config_dict.ConfigDict(_TINY[config.encoder.name])
+  for key in ("mean", "std"):
+    config.augment.pop(key, None)
+  for key in list(config.schedule):
+    if key.startswith("warmup_"):
+      del config.schedule[key]
+  config.schedule.warmup_steps = 4
+  config.eval.update(train_split="train", test_split="test", every_epochs=None)
+  config.checkpoint.every_steps = 10
+
+
+def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
+  """Reads `--config=path` and the `--config.a.b=value` among `argv`.
+
+  Raises:
+    UserError: no such file, an unknown key (the nearest known one is named), or
+      a value of another type.
+  """
+  values = flags.FlagValues()
+  file, _, arg = path.partition(":")
+  if not os.path.isfile(file):
+    raise errors.UserError(f"no config {file!r}: give a file, as in configs/")
+  overrides = [a for a in argv if a.startswith(("--config.", "--noconfig."))]
+  argv = ["ssljax", f"--config={path}", *overrides]
+  with contextlib.redirect_stderr(io.StringIO()):
+    config_flags.DEFINE_config_file(
+      "config", lock_config=True, flag_values=values, sys_argv=argv
+    )
+  try:
+    values(argv)
+    return values.config
+  except (AttributeError, KeyError) as e:
+    raise errors.UserError(_unknown_key(file, arg, overrides)) from e
+  except (flags.Error, TypeError) as e:
+    message = str(e).splitlines()[0]
+    raise errors.UserError(f"config: {message}") from e
+
+
+def _unknown_key(file, arg, overrides):
+  values = flags.FlagValues()
+  argv = ["ssljax", f"--config={file}" + (f":{arg}" if arg else "")]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  values(argv)
+  known = set(_paths(values.config))
+  for override in overrides:
+    key = override.split("=")[0].split(".", 1)[1]
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+      return f"unknown key config.{key}: did you mean config.{near}?"
+  return "a config key is unknown"
+
+
+def _paths(config, prefix=""):
+  for key in config:
+    value = config.get_ref(key).get()
+    yield prefix + key
+    if isinstance(value, config_dict.ConfigDict):
+      yield from _paths(value, f"{prefix}{key}.")
+
+
+def save(config: config_dict.ConfigDict, path: str) -> None:
+  with open(path, "w") as f:
+    json.dump(to_dict(config), f, indent=2, sort_keys=True)
+
+
+def to_dict(config: config_dict.ConfigDict) -> dict:
+  """As plain JSON holds it: tuples are lists."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def restore(path: str) -> config_dict.ConfigDict:
+  """Reads a config that `save` wrote."""
+  with open(path) as f:
+    return config_dict.ConfigDict(json.load(f)).lock()
+
+
+def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
+  """The keys that differ, as 'a.b: old -> new'."""
+  rows = []
+  for key in sorted(old.keys() | new.keys()):
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      rows += difference(a, b, f"{prefix}{key}.")
+    elif a != b:
+      rows.append(f"{prefix}{key}: {a} -> {b}")
+  return rows

@@ -1,0 +1,10 @@
+"""Encoders (Flax Linen) behind one contract, and heads.
+
+`encoder.apply(variables, x [b h w c], *, train, keep=None [b k], mask=None
+[b n], attention_mask=None, layers=(), key=None [b])` returns `{"pooled": [b d],
+"tokens": [b n d], "layers": ([b n d], ...)}` in float32. An encoder raises
+ValueError for an argument that it cannot honour. Every module has `make(*,
+variant, **options)`, and every encoder the fields `dtype`, of the computation,
+and `axis_name`, the mapped axis over which batch norm takes its statistics
+where the step is called inside `pmap` or `shard_map`.
+"""

@@ -1,0 +1,66 @@
+"""Projection and prediction heads."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class MLP(nn.Module):
+  """Dense layers with ReLU between, each followed by batch norm if asked.
+
+  A Dense that batch norm follows has no bias. So written: SimCLR (v1) is
+  features (None, 128), out_norm "batch_no_offset"; MoCo v2 (None, 128),
+  hidden_norm False; SimSiam's projector ends with out_norm "batch_no_affine".
+
+  Attributes:
+    features: widths of the layers; None is the width of the input.
+    hidden_norm: batch norm before each ReLU.
+    out_norm: after the last layer: None, "batch", "batch_no_offset" (scale
+      alone) or "batch_no_affine".
+    out_bias: a bias on the last layer, where no norm follows.
+    dtype: of the computation.
+    axis_name: the mapped axis of batch norm's statistics, as in encoders.
+  """
+
+  features: tuple[int | None, ...]
+  hidden_norm: bool = True
+  out_norm: str | None = None
+  out_bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x, *, train: bool):
+    """[b d] -> [b features[-1]] in float32."""
+    known = (None, "batch", "batch_no_offset", "batch_no_affine")
+    if self.out_norm not in known:
+      raise ValueError(f"out_norm={self.out_norm!r} is none of {known}")
+    widths = [x.shape[-1] if w is None else w for w in self.features]
+
+    def norm(i, **options):
+      return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=self.dtype,
+        axis_name=self.axis_name,
+        name=f"bn{i}",
+        **options,
+      )
+
+    def dense(i, bias):
+      return nn.Dense(
+        widths[i], use_bias=bias, dtype=self.dtype, name=f"dense{i}"
+      )
+
+    for i in range(len(widths) - 1):
+      x = dense(i, not self.hidden_norm)(x)
+      x = nn.relu(norm(i)(x) if self.hidden_norm else x)
+    last = len(widths) - 1
+    x = dense(last, self.out_bias and self.out_norm is None)(x)
+    if self.out_norm:
+      x = norm(
+        last,
+        use_bias=self.out_norm == "batch",
+        use_scale=self.out_norm != "batch_no_affine",
+      )(x)
+    return x.astype(jnp.float32)

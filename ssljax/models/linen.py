@@ -1,0 +1,18 @@
+"""Flax modules as pure functions of (params, batch_stats)."""
+
+
+def init(module, rng, *args, **kwargs):
+  """Returns (params, batch_stats), where batch_stats may be empty."""
+  variables = module.init(rng, *args, train=False, **kwargs)
+  return variables.get("params", {}), variables.get("batch_stats", {})
+
+
+def apply(module, params, batch_stats, *args, train, **kwargs):
+  """Returns (outputs, new batch_stats); they change only where `train`."""
+  variables = {"params": params, "batch_stats": batch_stats}
+  if not (train and batch_stats):
+    return module.apply(variables, *args, train=train, **kwargs), batch_stats
+  outputs, changed = module.apply(
+    variables, *args, train=True, mutable=["batch_stats"], **kwargs
+  )
+  return outputs, changed["batch_stats"]

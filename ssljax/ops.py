@@ -1,0 +1,69 @@
+"""Operations that methods share: pure, on arrays. Needs jax alone."""
+
+import jax
+import jax.numpy as jnp
+
+
+def l2_normalize(x: jax.Array, axis: int = -1, eps: float = 1e-12) -> jax.Array:
+  """x / |x| along `axis`; zero stays zero, and so does its gradient.
+
+  `eps` bounds the squared norm from below, as TensorFlow's `l2_normalize` does.
+  """
+  squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squared, eps))
+
+
+def ema(average, new, decay):
+  """decay * average + (1 - decay) * new, leaf by leaf.
+
+  Args:
+    average: a pytree, e.g. the momentum teacher's parameters.
+    new: a pytree of the same structure, e.g. the student's.
+    decay: a scalar in [0, 1]; 1 keeps the average.
+  """
+  mix = lambda a, b: a * decay + b.astype(a.dtype) * (1 - decay)
+  return jax.tree.map(mix, average, new)
+
+
+def view_keys(key: jax.Array, views: int) -> jax.Array:
+  """A key for each view: [b] -> [b * views], views of an example together."""
+  fold = lambda k: jax.vmap(lambda v: jax.random.fold_in(k, v))(
+    jnp.arange(views)
+  )
+  return jax.vmap(fold)(key).reshape(-1)
+
+
+def enqueue(queue: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
+  """Writes rows [n d] over the oldest of a ring [k d], at `place` int32 [].
+
+  The next place is `(place + n) % k`.
+
+  Raises:
+    ValueError: n does not divide k (a ring that wraps would be cut).
+  """
+  if queue.shape[0] % rows.shape[0]:
+    raise ValueError(
+      f"a queue of {queue.shape[0]} is not a multiple of {rows.shape[0]} rows"
+    )
+  return jax.lax.dynamic_update_slice_in_dim(queue, rows, place, axis=0)
+
+
+def patchify(images: jax.Array, patch: int) -> jax.Array:
+  """[b h w c] -> [b n p*p*c], patches in raster order, channels last.
+
+  As `patchify` of facebookresearch/mae `models_mae.py`.
+  """
+  b, h, w, c = images.shape
+  x = images.reshape(b, h // patch, patch, w // patch, patch, c)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
+
+
+def random_keep(key: jax.Array, n: int, keep: int) -> jax.Array:
+  """Draws `keep` of n places for each example: keys [b] -> int32 [b keep].
+
+  As `random_masking` of facebookresearch/mae: the places with the smallest
+  noise, in the order of the noise.
+  """
+  noise = jax.vmap(lambda k: jax.random.uniform(k, (n,)))(key)
+  return jnp.argsort(noise, axis=1)[:, :keep]

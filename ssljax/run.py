@@ -1,0 +1,262 @@
+"""A run: what a config names, built. `train`, `evaluate` and `embed` share it.
+
+Names resolve by import: `method.name = "simclr"` is `ssljax.methods.simclr`, a
+dotted name is a module of the user's own.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssljax import augment
+from ssljax import core
+from ssljax import errors
+from ssljax import optim
+from ssljax import sharding
+from ssljax.data import sources
+
+
+class Run(NamedTuple):
+  """A config, built.
+
+  Attributes:
+    config: as it was given.
+    source: the training examples.
+    method: the objective.
+    tx: the optimiser.
+    augment: `batch -> batch`, the training views.
+    embed: `(state, batch) -> [b d]`, the encoder's pooled features, jitted.
+    mesh: the devices.
+    steps_per_epoch: whole batches in the source.
+    total_steps: of the run.
+    learning_rate: `step -> float`, for the log.
+  """
+
+  config: Any
+  source: Any
+  method: core.Method
+  tx: optax.GradientTransformation
+  augment: Callable
+  embed: Callable
+  mesh: jax.sharding.Mesh
+  steps_per_epoch: int
+  total_steps: int
+  learning_rate: Callable
+
+
+def build(config) -> Run:
+  """Builds all that the config names; nothing long has started.
+
+  Raises:
+    UserError: a name, value or shape is wrong.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  check_batch(config, mesh)
+  source = open_source(config, config.data.split)
+  if len(source) < config.batch_size:
+    raise errors.UserError(
+      f"{source.name} has {len(source)} examples, fewer than "
+      f"config.batch_size={config.batch_size}"
+    )
+  steps_per_epoch = len(source) // config.batch_size
+  total_steps = duration(config, steps_per_epoch)
+  known = dict(
+    num_examples=len(source),
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+  )
+  tx, learning_rate = make_tx(config, **known)
+  views, view_for_eval = make_augments(config, source.shape)
+  method = make_method(config, **known)
+  embed = core.make_embed(method, view_for_eval)
+  run = Run(
+    config=config,
+    source=source,
+    method=method,
+    tx=tx,
+    augment=views,
+    embed=jax.jit(
+      lambda state, batch: embed(state, batch)["pooled"],
+      out_shardings=sharding.replicated(mesh),
+    ),
+    mesh=mesh,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    learning_rate=learning_rate,
+  )
+  abstract_state(run)  # traces the method: shapes that do not fit end here
+  return run
+
+
+def make_method(config, **known) -> core.Method:
+  """The method around its encoder; `known` goes to where `make` names it."""
+  encoder = _make("ssljax.models", config.encoder, dtype=_dtype(config))
+  make = _module("ssljax.methods", config.method.name).make
+  names = inspect.signature(make).parameters
+  known = {k: v for k, v in known.items() if k in names}
+  return _make("ssljax.methods", config.method, encoder, **known)
+
+
+def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
+  """Returns the optimiser and its learning rate as `step -> float`."""
+  del steps_per_epoch
+  options = _options(config.optimizer)
+  base = optim.scale_lr(
+    options.pop("learning_rate"),
+    config.batch_size,
+    rule=options.pop("lr_scaling", None),
+  )
+  schedule = _options(config.schedule)
+  name = schedule.pop("name")
+  warmup = {k: schedule.pop(k) for k in list(schedule) if k in _WARMUP}
+  rate = optim.schedule(
+    name,
+    base=base,
+    total_steps=total_steps,
+    warmup_steps=optim.steps_of(
+      warmup,
+      "warmup",
+      batch_size=config.batch_size,
+      num_examples=num_examples,
+      total_steps=total_steps,
+    )
+    if warmup
+    else 0,
+    **schedule,
+  )
+  name = options.pop("name")
+  return _call(optim.make, config.optimizer, name=name, learning_rate=rate), rate
+
+
+_WARMUP = ("warmup_steps", "warmup_epochs", "warmup_examples", "warmup_percent")
+
+
+def make_augments(config, shape):
+  """Training views and the evaluation view for images of `shape` (h, w, c)."""
+  options = _options(config.augment)
+  name = options.pop("name")
+  size = options.pop("size", shape[:2])
+  same = {k: options.get(k) for k in ("mean", "std")}
+  return (
+    augment.make(name, size=size, **{**same, **options}),
+    augment.make("none", size=size, **same),
+  )
+
+
+def open_source(config, split: str, *, labels: bool = False):
+  """The source of `config.data` in a split."""
+  return sources.make(
+    **{**config.data, "split": split, "labels": labels},
+  )
+
+
+def duration(config, steps_per_epoch: int) -> int:
+  """The steps of a run; of steps, examples and epochs the first given holds."""
+  if config.steps is not None:
+    steps = config.steps
+  elif config.examples is not None:
+    steps = config.examples // config.batch_size
+  elif config.epochs is not None:
+    steps = round(config.epochs * steps_per_epoch)
+  else:
+    raise errors.UserError("give config.steps, config.examples or config.epochs")
+  if steps < 1:
+    raise errors.UserError(f"the config asks for {steps} steps: give 1 or more")
+  return steps
+
+
+def check_batch(config, mesh) -> None:
+  """Raises UserError where devices or microbatches do not divide the batch."""
+  devices, n = mesh.devices.size, config.accumulate
+  if config.batch_size % (devices * n):
+    raise errors.UserError(
+      f"config.batch_size={config.batch_size} is not a multiple of "
+      f"{devices} devices x config.accumulate={n}: give a multiple of "
+      f"{devices * n}"
+    )
+
+
+def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
+  b = run.config.batch_size
+  placed = sharding.by_example(run.mesh)
+  return {
+    "image": jax.ShapeDtypeStruct(
+      (b, *run.source.shape), jnp.uint8, sharding=placed
+    ),
+    "index": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=placed),
+  }
+
+
+def init_fn(run: Run) -> Callable:
+  """Returns `init(rng) -> TrainState`, to be jitted."""
+
+  def init(rng):
+    zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+    # Shapes alone matter, and one example shows them.
+    batch = jax.tree.map(lambda x: zeros(x)[:2], abstract_batch(run))
+    return core.init_state(
+      run.method, run.tx, rng, batch, augment=run.augment
+    )
+
+  return init
+
+
+def abstract_state(run: Run):
+  """The state's shapes and shardings, without computing it."""
+  shapes = jax.eval_shape(init_fn(run), jax.random.key(0))
+  placed = sharding.replicated(run.mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
+  )
+
+
+def init_state(run: Run) -> core.TrainState:
+  """The state before the first step, on the mesh."""
+  init = jax.jit(init_fn(run), out_shardings=sharding.replicated(run.mesh))
+  return init(jax.random.key(run.config.seed))
+
+
+def _dtype(config):
+  known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+  if config.precision not in known:
+    raise errors.UserError(
+      f"config.precision={config.precision!r}: choose float32 or bfloat16"
+    )
+  return known[config.precision]
+
+
+def _options(config) -> dict:
+  """A config's keys without those that are not given."""
+  return {k: v for k, v in config.items() if v is not None}
+
+
+def _module(package: str, name: str):
+  """The module of a name in a config."""
+  path = name if "." in name else f"{package}.{name}"
+  try:
+    return importlib.import_module(path)
+  except ModuleNotFoundError as e:
+    if e.name and path.startswith(e.name):
+      raise errors.UserError(f"no module {path} for the name {name!r}") from e
+    raise
+
+
+def _make(package, config, *args, **known):
+  options = _options(config)
+  make = _module(package, options.pop("name")).make
+  return _call(make, config, *args, **{**options, **known})
+
+
+def _call(function, config, *args, **options):
+  """Calls `make`, turning a wrong option's TypeError into a UserError."""
+  try:
+    inspect.signature(function).bind(*args, **options)
+  except TypeError as e:
+    raise errors.UserError(f"{config.get('name')}: {e}") from e
+  return function(*args, **options)
+

@@ -1,0 +1,283 @@
+"""The same batch gives the same step, however it is spread."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ssljax import core
+from ssljax.methods import simclr
+from ssljax.models import resnet
+from tests import toys
+
+BATCH = 32
+STEPS = 5
+RNG = jax.random.key(7)
+
+
+def make_simclr(encoder):
+  return simclr.make(encoder, head_norm=False, out_dim=16, temperature=0.2)
+
+
+METHODS = {
+  "simclr": make_simclr,
+  "momentum_queue": toys.momentum_queue,
+  "masked_autoencoder": toys.masked_autoencoder,
+}
+
+
+def batch_of(step):
+  rng = np.random.default_rng(step)
+  return {
+    "image": rng.integers(0, 256, (BATCH, 8, 8, 1), np.uint8),
+    "index": rng.permutation(BATCH).astype(np.int32),
+  }
+
+
+def mesh_of(devices):
+  return jax.make_mesh(
+    (devices,),
+    ("data",),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:devices],
+  )
+
+
+def under_jit(step, devices):
+  mesh = mesh_of(devices)
+  whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+  return jax.jit(
+    step, in_shardings=(whole, cut, whole), out_shardings=(whole, whole)
+  )
+
+
+def under_shard_map(step, devices, check_vma):
+  return jax.jit(
+    jax.shard_map(
+      step,
+      mesh=mesh_of(devices),
+      in_specs=(P(), P("data"), P()),
+      out_specs=(P(), P()),
+      check_vma=check_vma,
+    )
+  )
+
+
+def under_pmap(step, devices):
+  mapped = jax.pmap(step, "data", in_axes=(None, 0, None), devices=jax.devices()[:devices])
+
+  def call(state, batch, rng):
+    cut = lambda x: x.reshape(devices, -1, *x.shape[1:])
+    return jax.tree.map(
+      lambda x: x[0], mapped(state, jax.tree.map(cut, batch), rng)
+    )
+
+  return call
+
+
+def run(method, wrap, *, axis_name=None, accumulate=1):
+  """Losses and parameters over five steps of Adam."""
+  # The bias of the keys has no gradient but rounding, which Adam would blow up.
+  tx = optax.adam(1e-3, eps=1e-5)
+  options = dict(augment=toys.augment)
+  state = jax.jit(
+    functools.partial(core.init_state, method, tx, **options)
+  )(RNG, batch_of(0))
+  step = wrap(
+    core.make_train_step(
+      method, tx, axis_name=axis_name, accumulate=accumulate, **options
+    )
+  )
+  losses = []
+  for i in range(STEPS):
+    state, metrics = step(state, batch_of(i), RNG)
+    losses.append(float(metrics["loss"]))
+  return losses, state
+
+
+@functools.cache
+def reference(name):
+  return run(METHODS[name](toys.encoder()), lambda step: under_jit(step, 1))
+
+
+WAYS = {
+  "jit2": (lambda s: under_jit(s, 2), None, 1),
+  "jit8": (lambda s: under_jit(s, 8), None, 1),
+  "pmap8": (lambda s: under_pmap(s, 8), "data", 1),
+  "shard_map8": (lambda s: under_shard_map(s, 8, True), "data", 1),
+  "shard_map8_unchecked": (lambda s: under_shard_map(s, 8, False), "data", 1),
+  "accumulate4": (lambda s: under_jit(s, 1), None, 4),
+  "jit8_accumulate4": (lambda s: under_jit(s, 8), None, 4),
+  "shard_map2_accumulate4": (
+    lambda s: under_shard_map(s, 2, True),
+    "data",
+    4,
+  ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", METHODS)
+def test_any_spread_gives_the_same_steps(name, way):
+  wrap, axis_name, accumulate = WAYS[way]
+  losses, state = run(
+    METHODS[name](toys.encoder()),
+    wrap,
+    axis_name=axis_name,
+    accumulate=accumulate,
+  )
+  expected_losses, expected = reference(name)
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+  for a, b in zip(
+    jax.tree.leaves(state.method_state), jax.tree.leaves(expected.method_state)
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_stages_give_the_gradient_of_the_composition(name):
+  method = METHODS[name](toys.encoder())
+  tx = optax.sgd(1.0)
+  state = core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
+  step = core.make_train_step(method, tx, augment=toys.augment)
+  after, _ = jax.jit(step)(state, batch_of(0), RNG)
+
+  def loss(params):
+    keys = core._with_keys(batch_of(0), RNG, 0, None)["key"]
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    batch = toys.augment(batch_of(0) | {"key": fold(keys, 0)})
+    features, method_state = method.forward(
+      params,
+      state.method_state,
+      batch | {"key": fold(keys, 1)},
+      step=0,
+      train=True,
+    )
+    return method.objective(params, method_state, features, step=0)[0]
+
+  grads = jax.jit(jax.grad(loss))(state.params)
+  for a, b, g in zip(
+    jax.tree.leaves(state.params),
+    jax.tree.leaves(after.params),
+    jax.tree.leaves(grads),
+  ):
+    np.testing.assert_allclose(a - b, g, rtol=1e-4, atol=1e-6)
+
+
+def test_objective_may_depend_on_parameters_directly():
+  """Prototypes in the objective: their gradient is counted once."""
+
+  def forward(params, method_state, batch, *, step, train):
+    return batch["x"] @ params["w"], method_state
+
+  def objective(params, method_state, features, *, step):
+    return jnp.mean((features @ params["v"]) ** 2), (method_state, {})
+
+  rng = np.random.default_rng(0)
+  params = {"w": rng.normal(size=(3, 2)), "v": rng.normal(size=(2,))}
+  params = jax.tree.map(jnp.float32, params)
+  method = core.Method(
+    lambda rng, batch: (params, {}), forward, objective, lambda *a: {}
+  )
+  x = rng.normal(size=(16, 3)).astype(np.float32)
+  tx = optax.sgd(1.0)
+  results = []
+  for wrap, axis_name in (
+    (lambda s: under_jit(s, 1), None),
+    (lambda s: under_shard_map(s, 8, True), "data"),
+    (lambda s: under_shard_map(s, 8, False), "data"),
+    (lambda s: under_pmap(s, 8), "data"),
+  ):
+    state = core.init_state(method, tx, RNG, {"x": x})
+    step = wrap(core.make_train_step(method, tx, axis_name=axis_name))
+    results.append(step(state, {"x": x}, RNG)[0].params)
+  grads = jax.grad(lambda p: jnp.mean((x @ p["w"] @ p["v"]) ** 2))(params)
+  expected = jax.tree.map(jnp.subtract, params, grads)
+  for result in results:
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected)):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_keys_depend_on_step_and_place_alone():
+  batch = {"x": np.zeros((8, 1))}
+  whole = jax.random.key_data(core._with_keys(batch, RNG, 3, None)["key"])
+  assert len(np.unique(whole, axis=0)) == 8
+  other = jax.random.key_data(core._with_keys(batch, RNG, 4, None)["key"])
+  assert not (whole == other).all(axis=1).any()
+  cut = jax.shard_map(
+    lambda b: jax.random.key_data(core._with_keys(b, RNG, 3, "data")["key"]),
+    mesh=mesh_of(4),
+    in_specs=P("data"),
+    out_specs=P("data"),
+    check_vma=False,
+  )
+  np.testing.assert_array_equal(cut(batch), whole)
+
+
+def batch_norm_method(axis_name=None):
+  encoder = resnet.make(variant="18", width=4, stem="cifar", axis_name=axis_name)
+  return simclr.make(encoder, out_dim=8)
+
+
+def test_batch_norm_sees_the_global_batch_everywhere():
+  expected, _ = run(batch_norm_method(), lambda s: under_jit(s, 1))
+  for wrap, axis_name in (
+    (lambda s: under_jit(s, 2), None),
+    (lambda s: under_shard_map(s, 2, True), "data"),
+    (lambda s: under_pmap(s, 2), "data"),
+  ):
+    losses, _ = run(batch_norm_method(axis_name), wrap, axis_name=axis_name)
+    # Only the first steps: batch norm amplifies rounding from step to step.
+    np.testing.assert_allclose(losses[:2], expected[:2], rtol=1e-4)
+
+
+def test_accumulation_with_batch_norm_is_refused():
+  method, tx = batch_norm_method(), optax.sgd(0.1)
+  state = core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
+  step = core.make_train_step(
+    method, tx, augment=toys.augment, accumulate=4
+  )
+  with pytest.raises(ValueError, match="one microbatch at a time"):
+    step(state, batch_of(0), RNG)
+  allowed = core.make_train_step(
+    method,
+    tx,
+    augment=toys.augment,
+    accumulate=4,
+    statistics_per_microbatch=True,
+  )
+  after, metrics = jax.jit(allowed)(state, batch_of(0), RNG)
+  assert np.isfinite(metrics["loss"])
+  moved = jax.tree.map(
+    lambda a, b: not np.array_equal(a, b),
+    state.method_state,
+    after.method_state,
+  )
+  assert all(jax.tree.leaves(moved))
+
+
+def test_accumulation_that_does_not_divide_is_refused():
+  method, tx = METHODS["simclr"](toys.encoder()), optax.sgd(0.1)
+  state = core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
+  step = core.make_train_step(method, tx, augment=toys.augment, accumulate=5)
+  with pytest.raises(ValueError, match="does not divide"):
+    step(state, batch_of(0), RNG)
+
+
+def test_core_needs_jax_and_optax_alone():
+  import subprocess
+  import sys
+
+  code = (
+    "import sys; from ssljax import core, losses, ops; "
+    "bad = {'flax', 'ml_collections', 'absl.flags', 'orbax', 'tensorflow', "
+    "'tensorflow_datasets', 'cv2'} & set(sys.modules); "
+    "assert not bad, bad"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,69 @@
+"""Losses against NumPy, and at their extremes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import losses
+
+
+def ntxent_numpy(z1, z2, temperature):
+  """Algorithm 1 of the paper, pair by pair."""
+  z = np.concatenate([z1, z2]).astype(np.float64)
+  z /= np.linalg.norm(z, axis=1, keepdims=True)
+  s = z @ z.T / temperature
+  n, total = len(z1), 0.0
+  for i in range(2 * n):
+    partner = (i + n) % (2 * n)
+    others = [s[i, k] for k in range(2 * n) if k != i]
+    total += np.log(np.sum(np.exp(others))) - s[i, partner]
+  return total / (2 * n)
+
+
+def views(n, d=16, dtype=np.float32):
+  rng = np.random.default_rng(0)
+  z1 = rng.normal(size=(n, d))
+  return z1.astype(dtype), (z1 + 0.5 * rng.normal(size=(n, d))).astype(dtype)
+
+
+@pytest.mark.parametrize("n", [2, 5, 64])
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0])
+def test_ntxent_is_algorithm_1(n, temperature):
+  z1, z2 = views(n)
+  value = losses.ntxent(z1, z2, temperature=temperature)
+  expected = ntxent_numpy(z1, z2, temperature)
+  np.testing.assert_allclose(value, expected, rtol=2e-5, atol=1e-5)
+
+
+def test_ntxent_without_information_is_log_of_the_candidates():
+  z = jnp.ones((8, 4))
+  np.testing.assert_allclose(
+    losses.ntxent(z, z, temperature=0.5), np.log(15), rtol=1e-6
+  )
+
+
+def test_ntxent_has_no_gradient_from_the_self_pair():
+  """At small temperatures a subtracted offset leaves one; a mask does not."""
+  z1, z2 = views(4)
+  grad = jax.grad(lambda z: losses.ntxent(z, z2, temperature=0.05))(z1)
+  eps = 1e-4
+  for i, j in ((0, 0), (3, 7)):
+    up, down = np.float64(z1), np.float64(z1)
+    up[i, j] += eps
+    down[i, j] -= eps
+    slope = ntxent_numpy(up, z2, 0.05) - ntxent_numpy(down, z2, 0.05)
+    np.testing.assert_allclose(grad[i, j], slope / (2 * eps), rtol=1e-3, atol=1e-6)
+
+
+def test_ntxent_at_extremes():
+  for z1, z2 in (
+    (jnp.zeros((4, 8)), jnp.zeros((4, 8))),
+    (jnp.full((4, 8), 1e4), jnp.full((4, 8), -1e4)),
+    tuple(map(jnp.bfloat16, views(4))),
+  ):
+    value, grad = jax.value_and_grad(
+      lambda z, z2=z2: losses.ntxent(z, z2, temperature=0.01)
+    )(z1)
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value) and np.isfinite(np.float32(grad)).all()
