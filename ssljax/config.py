@@ -4,9 +4,7 @@ A config file defines `get_config(arg)`; `--config=FILE:variant,variant` gives
 the part after the colon as `arg`, and `--config.a.b=value` overrides one key.
 """
 
-import contextlib
 import difflib
-import io
 import json
 import os
 
@@ -93,7 +91,8 @@ def _quick(config):
   config.data.update(name="digits", split="train", size=(8, 8), channels=1)
   config.encoder = config_dict.ConfigDict(_TINY[config.encoder.name])
   for key in ("mean", "std"):
-    config.augment.pop(key, None)
+    if key in config.augment:
+      del config.augment[key]
   for key in list(config.schedule):
     if key.startswith("warmup_"):
       del config.schedule[key]
@@ -109,38 +108,31 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
     UserError: no such file, an unknown key (the nearest known one is named), or
       a value of another type.
   """
-  values = flags.FlagValues()
-  file, _, arg = path.partition(":")
+  file = path.partition(":")[0]
   if not os.path.isfile(file):
     raise errors.UserError(f"no config {file!r}: give a file, as in configs/")
   overrides = [a for a in argv if a.startswith(("--config.", "--noconfig."))]
-  argv = ["ssljax", f"--config={path}", *overrides]
-  with contextlib.redirect_stderr(io.StringIO()):
-    config_flags.DEFINE_config_file(
-      "config", lock_config=True, flag_values=values, sys_argv=argv
-    )
-  try:
-    values(argv)
-    return values.config
-  except (AttributeError, KeyError) as e:
-    raise errors.UserError(_unknown_key(file, arg, overrides)) from e
-  except (flags.Error, TypeError) as e:
-    message = str(e).splitlines()[0]
-    raise errors.UserError(f"config: {message}") from e
-
-
-def _unknown_key(file, arg, overrides):
-  values = flags.FlagValues()
-  argv = ["ssljax", f"--config={file}" + (f":{arg}" if arg else "")]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-  values(argv)
-  known = set(_paths(values.config))
+  known = set(_paths(_parse(path, [])))
   for override in overrides:
     key = override.split("=")[0].split(".", 1)[1]
     if key not in known:
       near = difflib.get_close_matches(key, known, 1, 0.0)[0]
-      return f"unknown key config.{key}: did you mean config.{near}?"
-  return "a config key is unknown"
+      raise errors.UserError(
+        f"unknown key config.{key}: did you mean config.{near}?"
+      )
+  try:
+    return _parse(path, overrides)
+  except (flags.Error, TypeError, ValueError) as e:
+    message = str(e).splitlines()[0]
+    raise errors.UserError(f"a wrong value: {message}") from e
+
+
+def _parse(path, overrides):
+  values = flags.FlagValues()
+  argv = ["ssljax", f"--config={path}", *overrides]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  values(argv)
+  return values.config
 
 
 def _paths(config, prefix=""):

@@ -129,7 +129,7 @@ def _loop(run, state, step_fn, log, checkpoints):
         checkpoints.save(done, state, knn=knn if evaluates else None)
       if terminated:
         checkpoints.wait()
-        logging.info("SIGTERM: saved step %d", done)
+        logging.warning("SIGTERM: saved step %d", done)
         raise SystemExit(143)
   checkpoints.wait()
   checkpoints.close()

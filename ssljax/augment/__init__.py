@@ -1,0 +1,135 @@
+"""Views on device: `make(preset) -> augment(batch) -> batch`."""
+
+import difflib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ssljax import errors
+from ssljax.augment import image as ops
+from ssljax.augment.presets import PRESETS
+
+
+def make(name: str, *, size, **overrides) -> Callable:
+  """Returns `augment(batch) -> batch`, to be called inside `jit`.
+
+  It takes `image` [b h w c] uint8 away and gives `views` [b v h w c] float32,
+  and `local_views` where the preset has them; other keys stay. What an example
+  draws depends on its key in `batch["key"]` [b] and the view alone. What needs
+  colour is left out where c is not 3.
+
+  Args:
+    name: of a preset in `presets.py`.
+    size: (height, width) of the views.
+    **overrides: keys of the preset.
+
+  Raises:
+    UserError: an unknown preset or key; the nearest is named.
+  """
+  if name not in PRESETS:
+    raise errors.UserError(
+      f"unknown augment {name!r}: choose among {', '.join(PRESETS)}"
+    )
+  preset = PRESETS[name]
+  for key in overrides:
+    if key not in preset:
+      near = difflib.get_close_matches(key, preset, 1, 0.0)[0]
+      raise errors.UserError(
+        f"augment {name!r} has no {key!r}: did you mean {near!r}?"
+      )
+  options = {**preset, **overrides}
+  for key in ("mean", "std"):
+    if options[key] is not None:
+      options[key] = tuple(options[key])
+  view = _centre if name == "none" else _random
+
+  def augment(batch):
+    batch = dict(batch)
+    image = batch.pop("image").transpose(0, 3, 1, 2)
+    x = image.astype(jnp.float32) / 255
+    views = [
+      view(_keys(batch, i), x, i, size, options)
+      for i in range(options.get("views", 1))
+    ]
+    batch["views"] = _stack(views)
+    if count := options.get("local_views", 0):
+      local = {
+        **options,
+        "area": options["local_area"],
+        "blur_p": options["local_blur_p"],
+        "solarize_p": 0.0,
+      }
+      first = options["views"]
+      batch["local_views"] = _stack(
+        view(_keys(batch, first + i), x, 0, options["local_size"], local)
+        for i in range(count)
+      )
+    return batch
+
+  return augment
+
+
+def _stack(views):
+  """v views [b c h w] -> [b v h w c]."""
+  return jnp.stack([v.transpose(0, 2, 3, 1) for v in views], axis=1)
+
+
+def _keys(batch, i):
+  return jax.vmap(lambda key: jax.random.fold_in(key, i))(batch["key"])
+
+
+def _centre(key, x, i, size, options):
+  del key, i
+  if x.shape[2:] != tuple(size) or options["crop"] != 1:
+    x = ops.resize(x, size=size, crop=options["crop"])
+  return ops.normalize(x, *_statistics(x, options))
+
+
+def _random(key, x, i, size, options):
+  """View `i` of each image, in the order of the papers."""
+  at = lambda name: (
+    options[name][i] if isinstance(options[name], tuple) else options[name]
+  )
+  colour = x.shape[1] == 3
+  keys = jax.vmap(lambda k: jax.random.split(k, 6))(key)  # [b 6]
+  x = ops.random_resized_crop(
+    keys[:, 0],
+    x,
+    size=size,
+    area=options["area"],
+    ratio=options["ratio"],
+    interpolation=options["interpolation"],
+  )
+  x = jnp.clip(x, 0.0, 1.0)  # bicubic overshoots
+  x = ops.random_flip(keys[:, 1], x, p=options["flip_p"])
+  jitter = [s * options["strength"] for s in options["jitter"]]
+  if not colour:
+    jitter[2:] = 0.0, 0.0
+  if any(jitter):
+    x = ops.color_jitter(
+      keys[:, 2], x, strengths=jitter, p=options["jitter_p"]
+    )
+  if colour and options["gray_p"]:
+    x = ops.random_grayscale(keys[:, 3], x, p=options["gray_p"])
+  kernel = options["blur_kernel"] or 2 * (size[0] // 20) + 1
+  if at("blur_p") and kernel > 1:
+    x = ops.gaussian_blur(
+      keys[:, 4],
+      x,
+      kernel=kernel,
+      sigma=options["blur_sigma"],
+      p=at("blur_p"),
+    )
+  if at("solarize_p"):
+    x = ops.solarize(keys[:, 5], x, p=at("solarize_p"))
+  return ops.normalize(x, *_statistics(x, options))
+
+
+def _statistics(x, options):
+  """Mean and std; those of the presets are for colour."""
+  channels = x.shape[1]
+  pick = lambda v: (
+    v if v is None or len(v) in (1, channels) else (sum(v) / len(v),)
+  )
+  return pick(options["mean"]), pick(options["std"])

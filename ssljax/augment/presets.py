@@ -1,0 +1,80 @@
+"""The recipes of the papers. A config may override any key of its preset.
+
+`blur_p` and `solarize_p` may be tuples, one probability a view.
+"""
+
+_NOTHING = dict(
+  views=2,
+  area=(0.08, 1.0),  # of the random resized crop
+  ratio=(3 / 4, 4 / 3),
+  interpolation="bilinear",
+  flip_p=0.5,
+  jitter=(0.0, 0.0, 0.0, 0.0),  # brightness, contrast, saturation, hue
+  strength=1.0,  # multiplies jitter
+  jitter_p=0.8,
+  gray_p=0.0,
+  blur_p=0.0,
+  blur_sigma=(0.1, 2.0),
+  blur_kernel=None,  # taps; None is a tenth of the image, as SimCLR's
+  solarize_p=0.0,
+  mean=None,
+  std=None,
+  local_views=0,
+  local_size=(96, 96),
+  local_area=(0.05, 0.4),
+  local_blur_p=0.5,
+)
+
+PRESETS = {
+  # google-research/simclr `data_util.py`: no mean and std, inputs in [0, 1].
+  # Contrast and saturation are torchvision's, where theirs are TensorFlow's.
+  "simclr": dict(
+    interpolation="bicubic",
+    jitter=(0.8, 0.8, 0.8, 0.2),
+    gray_p=0.2,
+    blur_p=0.5,
+  ),
+  # facebookresearch/moco `main_moco.py`, --aug-plus.
+  "moco_v2": dict(
+    area=(0.2, 1.0),
+    jitter=(0.4, 0.4, 0.4, 0.1),
+    gray_p=0.2,
+    blur_p=0.5,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+  ),
+  # Grill et al. 2020, table 6.
+  "byol": dict(
+    interpolation="bicubic",
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    gray_p=0.2,
+    blur_p=(1.0, 0.1),
+    solarize_p=(0.0, 0.2),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+  ),
+  # facebookresearch/mae `main_pretrain.py`.
+  "mae": dict(
+    views=1,
+    area=(0.2, 1.0),
+    interpolation="bicubic",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+  ),
+  # facebookresearch/dino `main_dino.py`, DataAugmentationDINO.
+  "multi_crop": dict(
+    area=(0.4, 1.0),
+    interpolation="bicubic",
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    gray_p=0.2,
+    blur_p=(1.0, 0.1),
+    solarize_p=(0.0, 0.2),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    local_views=8,
+  ),
+}
+
+PRESETS = {name: {**_NOTHING, **preset} for name, preset in PRESETS.items()}
+# Evaluation: the centre, resized where it must be.
+PRESETS["none"] = dict(crop=1.0, mean=None, std=None)

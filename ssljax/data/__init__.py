@@ -1,0 +1,1 @@
+"""Sources of examples, the stateless index stream, and preparation."""

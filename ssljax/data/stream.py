@@ -1,0 +1,115 @@
+"""The index stream: which examples a step sees, as a pure function.
+
+Resuming needs nothing but the step, and neither the number of processes nor of
+devices changes what is seen.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+
+from ssljax import errors
+
+# Batches read ahead, and the threads that read them.
+_AHEAD = 4
+_THREADS = 4
+
+
+def indices(
+  seed: int,
+  step: int,
+  *,
+  num_examples: int,
+  batch_size: int,
+  weights: np.ndarray | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> np.ndarray:
+  """The examples of a step: int64 [batch_size / process_count].
+
+  An epoch is a permutation cut into batches, the incomplete one dropped; with
+  weights it is as many draws with replacement. Processes have consecutive
+  parts, which joined are the global batch.
+
+  Args:
+    seed: of the run.
+    step: counted from 0.
+    num_examples: in the source.
+    batch_size: global.
+    weights: [num_examples], or None for each example once.
+    process_index: which part.
+    process_count: number of parts.
+
+  Raises:
+    UserError: fewer examples than a batch, or a batch that processes do not
+      divide.
+  """
+  if num_examples < batch_size:
+    raise errors.UserError(
+      f"{num_examples} examples are fewer than a batch of {batch_size}"
+    )
+  if batch_size % process_count:
+    raise errors.UserError(
+      f"{process_count} processes do not divide a batch of {batch_size}"
+    )
+  epoch, place = divmod(step, num_examples // batch_size)
+  if weights is None:
+    order = _permutation(seed, epoch, num_examples)
+  else:
+    order = _draws(seed, epoch, weights)
+  share = batch_size // process_count
+  start = place * batch_size + process_index * share
+  return order[start : start + share]
+
+
+def _generator(seed, epoch):
+  return np.random.Generator(np.random.Philox(key=[seed, epoch]))
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed, epoch, n):
+  return _generator(seed, epoch).permutation(n)
+
+
+def _draws(seed, epoch, weights):
+  p = np.asarray(weights, np.float64)
+  return _generator(seed, epoch).choice(len(p), size=len(p), p=p / p.sum())
+
+
+def batches(
+  source,
+  *,
+  seed: int,
+  start_step: int,
+  stop_step: int,
+  batch_size: int,
+  to_device: Callable = lambda batch: batch,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator:
+  """The batches of steps start_step .. stop_step - 1, read ahead in threads.
+
+  Grain reads and decodes beside the compute; `to_device` is applied as each
+  batch is read, so that the transfer has begun when the step asks for it. What
+  a reader raises is raised here.
+  """
+
+  def read(step):
+    place = indices(
+      seed,
+      step,
+      num_examples=len(source),
+      batch_size=batch_size,
+      process_index=process_index,
+      process_count=process_count,
+    )
+    return to_device(source.read(place))
+
+  steps = grain.MapDataset.range(start_step, stop_step)
+  return iter(
+    steps.map(read).to_iter_dataset(
+      grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    )
+  )
