@@ -48,7 +48,8 @@ def base() -> config_dict.ConfigDict:
       optimizer=dict(name=""),
       schedule=dict(name="cosine"),
       eval=dict(
-        every_epochs=config_dict.placeholder(float),  # beside the last step
+        every_epochs=config_dict.placeholder(float),
+        last=True,  # after the last step
         train_split="train",
         test_split="test",
         batch_size=500,
@@ -89,6 +90,8 @@ def _quick(config):
   """The same method and optimiser, tiny, on data that scikit-learn ships."""
   config.update(batch_size=64, steps=40, log_every=1, accumulate=1)
   config.data.update(name="digits", split="train", size=(8, 8), channels=1)
+  if "size" in config.augment:
+    config.augment.size = (8, 8)
   config.encoder = config_dict.ConfigDict(_TINY[config.encoder.name])
   for key in ("mean", "std"):
     if key in config.augment:

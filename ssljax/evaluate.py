@@ -108,9 +108,9 @@ def labelled(run, name: str | None, split: str):
 
 
 def eval_sets(run):
-  """The config's (train, test) sets for evaluation; None where it names none."""
+  """The config's (train, test) sets for evaluation; None where they are ''."""
   splits = run.config.eval.train_split, run.config.eval.test_split
-  return None if None in splits else [labelled(run, None, s) for s in splits]
+  return [labelled(run, None, s) for s in splits] if all(splits) else None
 
 
 def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:

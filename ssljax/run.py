@@ -130,7 +130,10 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
     **schedule,
   )
   name = options.pop("name")
-  return _call(optim.make, config.optimizer, name=name, learning_rate=rate), rate
+  tx = _call(
+    optim.make, config.optimizer, name=name, learning_rate=rate, **options
+  )
+  return tx, rate
 
 
 _WARMUP = ("warmup_steps", "warmup_epochs", "warmup_examples", "warmup_percent")
@@ -141,18 +144,15 @@ def make_augments(config, shape):
   options = _options(config.augment)
   name = options.pop("name")
   size = options.pop("size", shape[:2])
-  same = {k: options.get(k) for k in ("mean", "std")}
-  return (
-    augment.make(name, size=size, **{**same, **options}),
-    augment.make("none", size=size, **same),
-  )
+  views = augment.make(name, size=size, **options)
+  preset = augment.PRESETS[name]
+  statistics = {k: options.get(k, preset[k]) for k in ("mean", "std")}
+  return views, augment.make("none", size=size, **statistics)
 
 
 def open_source(config, split: str, *, labels: bool = False):
   """The source of `config.data` in a split."""
-  return sources.make(
-    **{**config.data, "split": split, "labels": labels},
-  )
+  return sources.make(**{**config.data, "split": split, "labels": labels})
 
 
 def duration(config, steps_per_epoch: int) -> int:
@@ -231,8 +231,9 @@ def _dtype(config):
 
 
 def _options(config) -> dict:
-  """A config's keys without those that are not given."""
-  return {k: v for k, v in config.items() if v is not None}
+  """A config's keys that are given; lists, as JSON has them, as tuples."""
+  tupled = lambda v: tuple(v) if isinstance(v, list) else v
+  return {k: tupled(v) for k, v in config.items() if v is not None}
 
 
 def _module(package: str, name: str):

@@ -46,9 +46,10 @@ def train(config, workdir: str) -> dict:
       last good checkpoint is kept.
     SystemExit: with 143, after SIGTERM, with everything saved.
   """
-  _claim(config, workdir)
+  _refuse_another_config(config, workdir)
   run = run_lib.build(config)
   state_shape = run_lib.abstract_state(run)
+  _claim(config, workdir)
   checkpoint.require_room(workdir, state_shape)
   checkpoints = checkpoint.Checkpoints(
     os.path.join(workdir, "checkpoints"), keep=config.checkpoint.keep
@@ -63,11 +64,10 @@ def train(config, workdir: str) -> dict:
   step_fn = compile_step(run)
   log = _Log(run, workdir, start=resumed_from or 0)
   try:
-    state, knn = _loop(run, state, step_fn, log, checkpoints)
+    state = _loop(run, state, step_fn, log, checkpoints)
   finally:
     log.close()
-  figures = log.figures | {"knn": knn}
-  return figures | {
+  return log.figures | {
     "compiles": step_fn._cache_size(),  # pylint: disable=protected-access
     "resumed_from": resumed_from,
     "state_sha256": checkpoint.sha256(state),
@@ -94,7 +94,7 @@ def compile_step(run: run_lib.Run):
 
 
 def _loop(run, state, step_fn, log, checkpoints):
-  """Returns the last state and the last kNN accuracy, or None."""
+  """Returns the state after the last step."""
   config = run.config
   start, stop = int(state.step), run.total_steps
   rng = jax.random.key(config.seed)
@@ -107,33 +107,35 @@ def _loop(run, state, step_fn, log, checkpoints):
     batch_size=config.batch_size,
     to_device=lambda batch: jax.device_put(batch, place),
   )
-  sets = evaluate.eval_sets(run)
   eval_every = config.eval.every_epochs
   eval_every = eval_every and max(1, round(eval_every * run.steps_per_epoch))
-  knn = None
+  evaluates_ever = (eval_every or config.eval.last) and start < stop
+  sets = evaluate.eval_sets(run) if evaluates_ever else None
   with _Terminated() as terminated:
     for step, batch in zip(range(start, stop), batches):
       state, metrics = step_fn(state, batch, rng)
       log.add(step, metrics)
       done = step + 1
       last = done == stop
-      evaluates = last or (eval_every and done % eval_every == 0)
-      evaluates = evaluates and sets
+      evaluates = sets and (
+        (last and config.eval.last) or (eval_every and done % eval_every == 0)
+      )
       saves = last or done % config.checkpoint.every_steps == 0
       if evaluates or saves or terminated:
         log.flush()  # waits, so that nothing that is not finite is saved
+      knn = None
       if evaluates and not terminated:
         knn = evaluate.knn(run, state, sets)
         log.evaluated(done, knn)
       if evaluates or saves or terminated:
-        checkpoints.save(done, state, knn=knn if evaluates else None)
+        checkpoints.save(done, state, knn=knn)
       if terminated:
         checkpoints.wait()
         logging.warning("SIGTERM: saved step %d", done)
         raise SystemExit(143)
   checkpoints.wait()
   checkpoints.close()
-  return state, knn
+  return state
 
 
 class _Terminated:
@@ -166,7 +168,7 @@ class _Log:
     self._pending = collections.deque()  # (step, metrics on the device)
     self._rows = []  # fetched, not yet written
     self._path = os.path.join(workdir, "metrics.jsonl")
-    _drop_rows_after(self._path, start)
+    before = _drop_rows_after(self._path, start)
     self._file = open(self._path, "a")
     self._tb = tensorboardX.SummaryWriter(
       os.path.join(workdir, "tb"), purge_step=start + 1
@@ -178,12 +180,14 @@ class _Log:
       mininterval=0.5 if sys.stderr.isatty() else 30,
       dynamic_ncols=True,
     )
-    self._knn = None
     self._start = self._ends = time.perf_counter()
     self._first = None  # when the first step was done: compiled by then
     self._paused = 0.0  # seconds in evaluation
     self._count = 0
-    self.figures = {"steps": start, "loss": None, "train_s": 0.0}
+    self._before_s = before.get("train_s", 0.0)  # before this process
+    self._knn = before.get("knn")
+    names = "loss", "train_s", "step_s", "images_per_s", "knn"
+    self.figures = {"steps": start} | {name: before.get(name) for name in names}
 
   def add(self, step, metrics):
     self._pending.append((step, metrics))
@@ -203,6 +207,7 @@ class _Log:
     self._paused += now - self._ends
     self._ends = now
     self._knn = knn
+    self.figures["knn"] = knn
     self._emit({"step": step, "knn": knn})
 
   def close(self):
@@ -232,15 +237,16 @@ class _Log:
     seconds = self._ends - self._start - self._paused
     steady = self._ends - self._first - self._paused
     step_s = steady / (self._count - 1) if self._count > 1 else seconds
-    self.figures = {
+    self.figures |= {
       "steps": step,
       "loss": rows[-1][1]["loss"],
-      "train_s": round(seconds, 3),
+      "train_s": round(self._before_s + seconds, 3),
       "step_s": round(step_s, 6),
       "images_per_s": round(self._run.config.batch_size / step_s, 1),
     }
     row["learning_rate"] = float(self._run.learning_rate(step - 1))
-    row["images_per_s"] = self.figures["images_per_s"]
+    for name in ("train_s", "step_s", "images_per_s"):
+      row[name] = self.figures[name]
     self._emit({"step": step} | row)
     shown = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}"}
     if self._knn is not None:
@@ -270,22 +276,23 @@ class _Log:
     )
 
 
+def _refuse_another_config(config, workdir):
+  path = os.path.join(workdir, "config.json")
+  if not os.path.exists(path):
+    return
+  old, new = map(config_lib.to_dict, (config_lib.restore(path), config))
+  if rows := config_lib.difference(old, new):
+    raise errors.UserError(
+      f"{workdir} holds a run of another config ({'; '.join(rows)}): give "
+      "another --workdir, or the same config to go on"
+    )
+
+
 def _claim(config, workdir):
-  """Makes the workdir this run's own, or checks that it already is."""
+  """Makes the workdir this run's own."""
   try:
     os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
-      old = config_lib.restore(path)
-      rows = config_lib.difference(
-        config_lib.to_dict(old), config_lib.to_dict(config)
-      )
-      if rows:
-        raise errors.UserError(
-          f"{workdir} holds a run of another config ({'; '.join(rows)}): give "
-          "another --workdir, or the same config to go on"
-        )
-    config_lib.save(config, path)
+    config_lib.save(config, os.path.join(workdir, "config.json"))
     with open(os.path.join(workdir, "environment.json"), "w") as f:
       json.dump(environment(), f, indent=2)
   except OSError as e:
@@ -316,14 +323,19 @@ def environment() -> dict:
 
 
 def _drop_rows_after(path, step):
-  """Forgets what was logged after the checkpoint that the run resumes from."""
+  """Forgets what was logged after the checkpoint that the run resumes from.
+
+  Returns the last value of each name in the rows that stay.
+  """
   if not os.path.exists(path):
-    return
+    return {}
   with open(path) as f:
     # A line cut short by a kill has no end.
-    lines = [line for line in f if line.endswith("\n")]
+    rows = [json.loads(line) for line in f if line.endswith("\n")]
+  rows = [row for row in rows if row["step"] <= step]
   with open(path, "w") as f:
-    f.writelines(line for line in lines if json.loads(line)["step"] <= step)
+    f.writelines(json.dumps(row) + "\n" for row in rows)
+  return {name: value for row in rows for name, value in row.items()}
 
 
 def _init_from(run, state_shape):

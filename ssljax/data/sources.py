@@ -172,7 +172,7 @@ def make(
   if labels and records.num_classes is None:
     raise errors.UserError(
       f"{name} has no labels, which evaluation needs: set "
-      "eval.train_split=None, or name labelled data"
+      "--config.eval.train_split='', or name labelled data"
     )
   if not len(records):
     raise errors.UserError(f"{name} has no examples in split {split!r}")

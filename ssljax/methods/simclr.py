@@ -34,11 +34,15 @@ def make(
     num_layers: of the head, 2 in v1 and 3 in v2.
     head_norm: batch norm in the head, as the authors have it.
   """
-  # `model_util.py`: batch norm after every layer, the last one without offset.
+  # `model_util.py`: batch norm after every layer, the last one without offset,
+  # and weights that start at 0.01.
   projector = heads.MLP(
     features=(hidden_dim,) * (num_layers - 1) + (out_dim,),
     hidden_norm=head_norm,
     out_norm="batch_no_offset" if head_norm else None,
+    kernel_init=jax.nn.initializers.normal(0.01)
+    if head_norm
+    else jax.nn.initializers.lecun_normal(),
     axis_name=encoder.axis_name,
     dtype=encoder.dtype,
   )

@@ -1,5 +1,7 @@
 """Projection and prediction heads."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -7,9 +9,15 @@ import jax.numpy as jnp
 class MLP(nn.Module):
   """Dense layers with ReLU between, each followed by batch norm if asked.
 
-  A Dense that batch norm follows has no bias. So written: SimCLR (v1) is
-  features (None, 128), out_norm "batch_no_offset"; MoCo v2 (None, 128),
-  hidden_norm False; SimSiam's projector ends with out_norm "batch_no_affine".
+  A Dense that batch norm follows has no bias. So written, with the authors'
+  code for a ResNet-50:
+    SimCLR v1, v2: (None, 128), (None, None, 128); out_norm "batch_no_offset"
+    MoCo v2: (None, 128); hidden_norm False
+    MoCo v3: (4096, 256) or (4096, 4096, 256); out_norm "batch_no_affine"
+    BYOL: (4096, 256); out_bias False
+    SimSiam: (None, None, 2048), out_norm "batch_no_affine"; predictor (512,
+      2048)
+    Barlow Twins: (8192, 8192, 8192); out_bias False
 
   Attributes:
     features: widths of the layers; None is the width of the input.
@@ -17,6 +25,7 @@ class MLP(nn.Module):
     out_norm: after the last layer: None, "batch", "batch_no_offset" (scale
       alone) or "batch_no_affine".
     out_bias: a bias on the last layer, where no norm follows.
+    kernel_init: of all layers; SimCLR's authors have normal(0.01).
     dtype: of the computation.
     axis_name: the mapped axis of batch norm's statistics, as in encoders.
   """
@@ -25,6 +34,7 @@ class MLP(nn.Module):
   hidden_norm: bool = True
   out_norm: str | None = None
   out_bias: bool = True
+  kernel_init: Callable = nn.initializers.lecun_normal()
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
@@ -49,7 +59,11 @@ class MLP(nn.Module):
 
     def dense(i, bias):
       return nn.Dense(
-        widths[i], use_bias=bias, dtype=self.dtype, name=f"dense{i}"
+        widths[i],
+        use_bias=bias,
+        dtype=self.dtype,
+        kernel_init=self.kernel_init,
+        name=f"dense{i}",
       )
 
     for i in range(len(widths) - 1):

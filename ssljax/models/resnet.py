@@ -1,11 +1,13 @@
 """ResNets: He et al. 2015, arXiv:1512.03385, as torchvision has them (v1.5).
 
-Parameter counts and padding are torchvision's, so that its weights give the
-same numbers. `stem="cifar"` is the 3 x 3 stem without pooling that SimCLR and
-the CIFAR literature use for small images.
+Parameter counts, padding and the place of the strides are torchvision's, so
+that its weights give the same numbers. `stem="cifar"` is the 3 x 3 stem without
+pooling that SimCLR and the CIFAR literature use for small images. Convolutions
+start as He et al. (normal, fan out), as torchvision's do.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -37,12 +39,16 @@ def make(*, variant: str, **options) -> "ResNet":
 class ResNet(nn.Module):
   """A ResNet without classifier, under the encoder contract.
 
+  "tokens" is the last feature map [b h*w d], "pooled" its mean, "layers" the
+  outputs of the stages asked for, 0 to 3, flattened alike. The running variance
+  is a mean of biased variances, as Flax has it; torch's are unbiased.
+
   Attributes:
     variant: 18, 34, 50 or 101.
     width: channels of the first stage; 64 is the paper's.
     stem: "imagenet" (7 x 7 of stride 2, max pool) or "cifar" (3 x 3).
     zero_init_residual: the last norm of each block starts at zero (Goyal et al.
-      2017), as SimCLR's authors have it.
+      2017, arXiv:1706.02677), as SimCLR's authors have it.
     dtype: of the computation; statistics are float32.
     axis_name: see the package.
   """
@@ -69,6 +75,8 @@ class ResNet(nn.Module):
     del key  # nothing here is random
     if not (keep is None and mask is None and attention_mask is None):
       raise ValueError("a ResNet takes no keep, mask or attention_mask")
+    if not all(0 <= i < 4 for i in layers):
+      raise ValueError(f"layers={layers}: a ResNet has the stages 0 to 3")
     conv = functools.partial(
       nn.Conv,
       use_bias=False,
@@ -83,32 +91,19 @@ class ResNet(nn.Module):
       dtype=self.dtype,
       axis_name=self.axis_name,
     )
-    block = _bottleneck if self.variant in _BOTTLENECK else _basic
-    last_scale = nn.initializers.constant(0.0 if self.zero_init_residual else 1.0)
-
-    x = x.astype(self.dtype)
-    if self.stem == "imagenet":
-      x = conv(self.width, (7, 7), (2, 2), 3, name="conv1")(x)
-      x = nn.relu(norm(name="bn1")(x))
-      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    elif self.stem == "cifar":
-      x = conv(self.width, (3, 3), (1, 1), 1, name="conv1")(x)
-      x = nn.relu(norm(name="bn1")(x))
-    else:
-      raise errors.UserError(f"unknown stem {self.stem!r}: imagenet or cifar")
-
+    block = functools.partial(
+      Bottleneck if self.variant in _BOTTLENECK else Basic,
+      conv=conv,
+      norm=norm,
+      last_scale=0.0 if self.zero_init_residual else 1.0,
+    )
+    x = self._stem(x.astype(self.dtype), conv, norm)
     stages = []
     for i, count in enumerate(_STAGES[self.variant]):
       for j in range(count):
-        x = block(
-          x,
-          self.width * 2**i,
-          stride=2 if i and not j else 1,
-          conv=conv,
-          norm=norm,
-          last_scale=last_scale,
-          name=f"layer{i + 1}_{j}",
-        )
+        stride = 2 if i and not j else 1
+        name = f"layer{i + 1}_{j}"
+        x = block(width=self.width * 2**i, stride=stride, name=name)(x)
       stages.append(x)
     tokens = _tokens(x)
     return {
@@ -117,37 +112,73 @@ class ResNet(nn.Module):
       "layers": tuple(_tokens(stages[i]) for i in layers),
     }
 
+  def _stem(self, x, conv, norm):
+    if self.stem not in ("imagenet", "cifar"):
+      raise errors.UserError(f"unknown stem {self.stem!r}: imagenet or cifar")
+    if self.stem == "cifar":
+      x = conv(self.width, (3, 3), padding=1, name="conv1")(x)
+      return nn.relu(norm(name="bn1")(x))
+    x = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")(x)
+    x = nn.relu(norm(name="bn1")(x))
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
 
 def _tokens(x):
   """[b h w d] -> [b h*w d] in float32."""
   return x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
 
 
-def _basic(x, width, *, stride, conv, norm, last_scale, name):
-  """Two 3 x 3 convolutions."""
-  y = conv(width, (3, 3), (stride, stride), 1, name=f"{name}_conv1")(x)
-  y = nn.relu(norm(name=f"{name}_bn1")(y))
-  y = conv(width, (3, 3), (1, 1), 1, name=f"{name}_conv2")(y)
-  y = norm(name=f"{name}_bn2", scale_init=last_scale)(y)
-  return nn.relu(_shortcut(x, y, stride, conv, norm, name) + y)
+class Basic(nn.Module):
+  """Two 3 x 3 convolutions, [b h w c] -> [b h/stride w/stride width]."""
+
+  width: int
+  stride: int
+  conv: Callable
+  norm: Callable
+  last_scale: float
+
+  @nn.compact
+  def __call__(self, x):
+    y = self.conv(
+      self.width, (3, 3), strides=self.stride, padding=1, name="conv1"
+    )(x)
+    y = nn.relu(self.norm(name="bn1")(y))
+    y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
+    y = self.norm(name="bn2", scale_init=_constant(self.last_scale))(y)
+    return nn.relu(_shortcut(self, x, y) + y)
 
 
-def _bottleneck(x, width, *, stride, conv, norm, last_scale, name):
+class Bottleneck(nn.Module):
   """1 x 1, 3 x 3 with the stride, 1 x 1 to four times the width."""
-  y = conv(width, (1, 1), (1, 1), 0, name=f"{name}_conv1")(x)
-  y = nn.relu(norm(name=f"{name}_bn1")(y))
-  y = conv(width, (3, 3), (stride, stride), 1, name=f"{name}_conv2")(y)
-  y = nn.relu(norm(name=f"{name}_bn2")(y))
-  y = conv(4 * width, (1, 1), (1, 1), 0, name=f"{name}_conv3")(y)
-  y = norm(name=f"{name}_bn3", scale_init=last_scale)(y)
-  return nn.relu(_shortcut(x, y, stride, conv, norm, name) + y)
+
+  width: int
+  stride: int
+  conv: Callable
+  norm: Callable
+  last_scale: float
+
+  @nn.compact
+  def __call__(self, x):
+    y = self.conv(self.width, (1, 1), padding=0, name="conv1")(x)
+    y = nn.relu(self.norm(name="bn1")(y))
+    y = self.conv(
+      self.width, (3, 3), strides=self.stride, padding=1, name="conv2"
+    )(y)
+    y = nn.relu(self.norm(name="bn2")(y))
+    y = self.conv(4 * self.width, (1, 1), padding=0, name="conv3")(y)
+    y = self.norm(name="bn3", scale_init=_constant(self.last_scale))(y)
+    return nn.relu(_shortcut(self, x, y) + y)
 
 
-def _shortcut(x, y, stride, conv, norm, name):
+def _shortcut(block, x, y):
+  """The input, projected where its shape is not the output's."""
   if x.shape == y.shape:
     return x
-  # The pixels that the stride keeps, then a product: on the CPU twice as fast,
-  # backward included, as a strided 1 x 1 convolution.
-  x = x[:, ::stride, ::stride]
-  x = conv(y.shape[-1], (1, 1), (1, 1), 0, name=f"{name}_downsample")(x)
-  return norm(name=f"{name}_downsample_bn")(x)
+  # The pixels that the stride keeps, then a product, which is the strided
+  # 1 x 1 convolution and on a CPU faster.
+  x = x[:, :: block.stride, :: block.stride]
+  x = block.conv(y.shape[-1], (1, 1), padding=0, name="downsample")(x)
+  return block.norm(name="downsample_bn")(x)
+
+
+_constant = nn.initializers.constant

@@ -1,8 +1,10 @@
 """Vision transformers: Dosovitskiy et al. 2020, arXiv:2010.11929.
 
-Parameter counts are timm's. The patch embedding is a product over the pixels of
-a patch, channels last, started as a Linear by Xavier's rule, as
-facebookresearch/mae `models_mae.py` does.
+Pre-norm; parameter counts are timm's. The patch embedding is a product over the
+pixels of a patch, in raster order with channels last: torch's convolution
+[d c p p] transposed to [p p c d] and reshaped to [p*p*c d]. Weights start by
+Xavier's uniform rule, the patch embedding as a Linear, and tokens normal with
+deviation 0.02, as facebookresearch/mae `models_mae.py` has them.
 """
 
 import flax.linen as nn
@@ -10,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssljax import errors
-from ssljax import ops
+from ssljax import errors, ops
 
 # dim, depth, heads; Mu is for tests and `:quick`.
 _SIZES = {
@@ -27,25 +28,38 @@ _SIZES = {
 def make(*, variant: str, **options) -> "ViT":
   """Returns the ViT `variant`: size and patch, as in "S/16".
 
+  Options are the fields of `ViT`, those that the size gives included.
+
   Raises:
-    UserError: a size that is not known, or no patch.
+    UserError: a size that is not known, no patch, or heads that do not divide
+      the width.
   """
   size, _, patch = variant.partition("/")
-  if size not in _SIZES or not patch.isdigit():
+  if size not in _SIZES or not patch.isdigit() or not int(patch):
     raise errors.UserError(
       f"unknown vit variant {variant!r}: give SIZE/PATCH, the size among "
       f"{', '.join(_SIZES)}"
     )
   dim, depth, heads = _SIZES[size]
   sizes = dict(dim=dim, depth=depth, heads=heads, patch=int(patch))
-  return ViT(**{**sizes, **options})
+  vit = ViT(**(sizes | options))
+  if vit.dim % vit.heads:
+    raise errors.UserError(
+      f"encoder.heads={vit.heads} does not divide encoder.dim={vit.dim}"
+    )
+  return vit
 
 
 class ViT(nn.Module):
-  """A pre-norm ViT without classifier, under the encoder contract.
+  """A ViT without classifier, under the encoder contract.
 
-  "tokens" are the patches after the last norm; "layers" the patches in the
-  residual stream after the blocks asked for, not normalised.
+  With `keep` only those patches go through the blocks, with the positions they
+  had; "tokens" and "layers" are then [b k d], in the order of `keep`. Patches
+  in `mask` are replaced by the mask token before positions are added.
+  `attention_mask` is bool, broadcastable to [b heads q k], True where a query
+  may look, over [class token, registers, patches]. "tokens" are the patches
+  after the last norm; "layers" the patches in the residual stream as the blocks
+  asked for leave it, not normalised.
 
   Attributes:
     dim: width of the tokens.
@@ -53,34 +67,37 @@ class ViT(nn.Module):
     heads: of the attention.
     patch: side of a patch, in pixels.
     mlp_ratio: width of the MLP over `dim`.
-    pos: "learned" or "sincos2d" (fixed, MoCo v3 and MAE).
-    class_token: prepend one.
-    pool: "cls" or "mean" of the patches after the last norm.
+    pos: "learned" or "sincos2d" (fixed, as MAE's and MoCo v3's).
+    img_size: side, or height and width, of the images that learned positions
+      are for; None is the size at initialisation. For other sizes they are
+      interpolated (bicubic, antialiased).
+    pool: "cls", or "mean" of the patches; both after the last norm.
+    class_token: prepend one; None is where `pool` needs it.
     registers: extra tokens without meaning (Darcet et al. 2023).
-    mask_token: learn a token that stands for the patches in `mask`.
+    mask_token: learn the token that stands for the patches in `mask`.
     drop_path: rate of the last block; those before have less, linearly.
     gelu: "exact" or "tanh".
-    scan: one compiled block for all; parameters get a leading axis [depth].
-    remat: forget activations inside blocks.
+    scan: one compiled block for all; its parameters get an axis [depth] first.
+    remat: forget activations inside blocks and compute them again.
     dtype: of the computation; norms and softmax are float32.
     axis_name: unused, there is no batch norm.
   """
 
-  dim: int = 192
-  depth: int = 12
-  heads: int = 3
-  patch: int = 16
+  dim: int
+  depth: int
+  heads: int
+  patch: int
   mlp_ratio: float = 4.0
   pos: str = "learned"
-  class_token: bool = True
+  img_size: int | tuple[int, int] | None = None
   pool: str = "cls"
+  class_token: bool | None = None
   registers: int = 0
   mask_token: bool = False
   drop_path: float = 0.0
   gelu: str = "exact"
   scan: bool = False
   remat: bool = False
-  img_size: tuple[int, int] | None = None
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
@@ -96,101 +113,120 @@ class ViT(nn.Module):
     layers=(),
     key=None,
   ):
-    b, h, w, _ = x.shape
-    p = self.patch
-    if h % p or w % p:
-      raise errors.UserError(
-        f"the patch of {p} x {p} does not divide images of {h} x {w}: give "
-        f"another patch in encoder.variant, or a size that is a multiple"
-      )
-    x = nn.Dense(
-      self.dim,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      name="patch_embed",
-    )(ops.patchify(x.astype(self.dtype), p))
-    if mask is not None:
-      if not self.mask_token:
-        raise ValueError("mask needs an encoder with mask_token=True")
-      token = self.param("mask_token", _normal, (1, 1, self.dim))
-      x = jnp.where(mask[..., None], token.astype(x.dtype), x)
-    x = x + self._positions(h // p, w // p).astype(x.dtype)
-    if keep is not None:
-      x = jnp.take_along_axis(x, keep[..., None], axis=1)
-    extra = []
-    if self.class_token:
-      extra.append(self.param("cls_token", _normal, (1, 1, self.dim)))
-    if self.registers:
-      shape = (1, self.registers, self.dim)
-      extra.append(self.param("registers", _normal, shape))
-    extra = [jnp.broadcast_to(t, (b, *t.shape[1:])) for t in extra]
-    x = jnp.concatenate([t.astype(x.dtype) for t in extra] + [x], axis=1)
-    first = sum(t.shape[1] for t in extra)
-
-    x, streams = self._blocks(x, attention_mask, layers, key, train)
-    x = _norm("norm")(x).astype(jnp.float32)
+    if not all(0 <= i < self.depth for i in layers):
+      raise ValueError(f"layers={layers}: this ViT has {self.depth} blocks")
+    if mask is not None and not self.mask_token:
+      raise ValueError("mask needs an encoder with mask_token=True")
+    scales = None
+    if train and self.drop_path:
+      if key is None:
+        raise ValueError("drop_path in training needs key [b]")
+      scales = _drop_scales(key, self.drop_path, self.depth)
+    extra = self._extra_tokens()
+    x = self._patch_tokens(x, keep, mask)
+    first = extra.shape[0]
+    extra = jnp.broadcast_to(extra, (x.shape[0], *extra.shape))
+    x = jnp.concatenate([extra.astype(x.dtype), x], axis=1)
+    x, streams = self._blocks(x, scales, attention_mask, layers)
+    x = _norm("norm")(x)
     tokens = x[:, first:]
-    if self.pool == "cls" and not self.class_token:
-      raise errors.UserError("encoder.pool='cls' needs encoder.class_token")
     return {
       "pooled": x[:, 0] if self.pool == "cls" else tokens.mean(axis=1),
       "tokens": tokens,
       "layers": tuple(s[:, first:].astype(jnp.float32) for s in streams),
     }
 
+  def _extra_tokens(self):
+    """Class token and registers [n dim], where there are any."""
+    if self.pool not in ("cls", "mean"):
+      raise errors.UserError(f"unknown pool {self.pool!r}: cls or mean")
+    wanted = self.class_token
+    wanted = self.pool == "cls" if wanted is None else wanted
+    if self.pool == "cls" and not wanted:
+      raise errors.UserError("encoder.pool='cls' needs encoder.class_token")
+    extra = [jnp.zeros((0, self.dim))]
+    if wanted:
+      token = self.param("cls_token", _normal, (1, self.dim))
+      if self.pos == "learned":  # as timm and the authors have it
+        token += self.param("cls_pos", _normal, (1, self.dim))
+      extra.append(token)
+    if self.registers:
+      shape = (self.registers, self.dim)
+      extra.append(self.param("registers", _normal, shape))
+    return jnp.concatenate(extra)
+
+  def _patch_tokens(self, x, keep, mask):
+    """Images [b h w c] to patches [b n or k dim] with their positions."""
+    h, w, p = *x.shape[1:3], self.patch
+    if h % p or w % p:
+      raise errors.UserError(
+        f"the patch of {p} x {p} does not divide images of {h} x {w}: give "
+        f"another patch in encoder.variant, or a size that is a multiple"
+      )
+    x = ops.patchify(x.astype(self.dtype), p)
+    positions = self._positions(h // p, w // p)
+    if keep is not None:
+      # Before the embedding: what is not kept costs nothing, and no gradient
+      # has to be scattered back to it.
+      x = jnp.take_along_axis(x, keep[..., None], axis=1)
+      positions = positions[keep]
+      mask = mask if mask is None else jnp.take_along_axis(mask, keep, axis=1)
+    x = _dense(self.dim, self.dtype, "patch_embed")(x)
+    if self.mask_token:
+      token = self.param("mask_token", _normal, (1, self.dim)).astype(x.dtype)
+      x = x if mask is None else jnp.where(mask[..., None], token, x)
+    return x + positions.astype(x.dtype)
+
   def _positions(self, h, w):
-    """[1 h*w dim], interpolated where they were learned for another grid."""
+    """[h*w dim], interpolated where they were learned for another grid."""
     if self.pos == "sincos2d":
-      return jnp.asarray(sincos2d(self.dim, h, w))[None]
+      return jnp.asarray(sincos2d(self.dim, h, w))
     if self.pos != "learned":
       raise errors.UserError(f"unknown pos {self.pos!r}: learned or sincos2d")
-    gh, gw = (s // self.patch for s in self.img_size or (0, 0))
-    gh, gw = gh or h, gw or w
-    table = self.param("pos_embed", _normal, (1, gh * gw, self.dim))
-    if (gh, gw) == (h, w):
-      return table
-    table = table.reshape(1, gh, gw, self.dim)
-    table = jax.image.resize(table, (1, h, w, self.dim), "bicubic")
-    return table.reshape(1, h * w, self.dim)
+    if self.has_variable("params", "pos_embed"):
+      # The grid is the stored one's, whatever the images are now.
+      table = self.get_variable("params", "pos_embed")
+    else:
+      size = self.img_size or (h * self.patch, w * self.patch)
+      gh, gw = (size, size) if isinstance(size, int) else size
+      shape = (gh // self.patch, gw // self.patch, self.dim)
+      table = self.param("pos_embed", _normal, shape)
+    if table.shape[:2] != (h, w):
+      table = jax.image.resize(table, (h, w, self.dim), "bicubic")
+    return table.reshape(h * w, self.dim)
 
-  def _blocks(self, x, attention_mask, layers, key, train):
-    """The tokens after all blocks, and after those asked for."""
-    rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
-    drops = train and self.drop_path > 0
-    if drops and key is None:
-      raise ValueError("drop_path needs key [b]")
+  def _blocks(self, x, scales, attention_mask, layers):
+    """The tokens [b n dim] after all blocks, and after those asked for."""
     block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
-    options = dict(
+    fields = dict(
       heads=self.heads,
       mlp_ratio=self.mlp_ratio,
       gelu=self.gelu,
       dtype=self.dtype,
     )
     if self.scan:
-      stack = nn.scan(
-        block,
+      body = lambda module, x, scale, mask: (
+        (x := module(x, scale, mask)),
+        x if layers else None,
+      )
+      x, streams = nn.scan(
+        body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, 0, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast),
         length=self.depth,
-      )
-      inputs = (jnp.arange(self.depth), jnp.asarray(rates))
-      key = key if drops else None
-      x, streams = stack(**options, name="blocks")(
-        x, *inputs, key, attention_mask
-      )
-      return x, [streams[i] for i in layers] if layers else []
+      )(block(**fields, name="blocks"), x, scales, attention_mask)
+      return x, [streams[i] for i in layers]
     streams = []
     for i in range(self.depth):
-      x, stream = block(**options, name=f"block{i}")(
-        x, i, rates[i], key if drops else None, attention_mask
-      )
-      streams.append(stream)
+      scale = None if scales is None else scales[i]
+      x = block(**fields, name=f"block{i}")(x, scale, attention_mask)
+      streams.append(x)
     return x, [streams[i] for i in layers]
 
 
 class Block(nn.Module):
-  """Attention and MLP, each on the normed stream and added to it."""
+  """Attention and MLP, each on the normed stream [b n d] and added to it."""
 
   heads: int
   mlp_ratio: float
@@ -198,56 +234,65 @@ class Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, index, drop_rate, key, attention_mask):
-    """[b n d] -> ([b n d], the same again for a scan to stack)."""
+  def __call__(self, x, scale, attention_mask):
+    """`scale` [b 2] multiplies the two branches; None leaves them."""
     b, n, d = x.shape
 
-    def dense(width, name):
-      return nn.Dense(
-        width,
-        dtype=self.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
-        name=name,
-      )
-
-    def drop(y, branch):
-      if key is None:
-        return y
-      draw = lambda k: jax.random.uniform(
-        jax.random.fold_in(k, 2 * index + branch)
-      )
-      kept = jax.vmap(draw)(key) >= drop_rate
-      scale = kept / jnp.maximum(1 - drop_rate, 1e-6)
-      return y * scale[:, None, None].astype(y.dtype)
+    def branch(y, i):
+      return y if scale is None else y * scale[:, i, None, None].astype(y.dtype)
 
     y = _norm("norm1")(x).astype(self.dtype)
-    qkv = dense(3 * d, "qkv")(y).reshape(b, n, 3, self.heads, d // self.heads)
-    y = _attention(qkv, attention_mask).reshape(b, n, d)
-    x = x + drop(dense(d, "proj")(y), 0)
+    y = _dense(3 * d, self.dtype, "qkv")(y)
+    y = _attention(y.reshape(b, n, 3, self.heads, -1), attention_mask)
+    y = _dense(d, self.dtype, "proj")(y.reshape(b, n, d))
+    x = x + branch(y, 0)
     y = _norm("norm2")(x).astype(self.dtype)
-    y = dense(int(d * self.mlp_ratio), "fc1")(y)
-    y = nn.gelu(y, approximate=self.gelu == "tanh")
-    x = x + drop(dense(d, "fc2")(y), 1)
-    return x, x
+    y = _dense(int(d * self.mlp_ratio), self.dtype, "fc1")(y)
+    y = _dense(d, self.dtype, "fc2")(_gelu(y, self.gelu))
+    return x + branch(y, 1)
 
 
 def _attention(qkv, mask):
   """[b n 3 heads d] -> [b n heads d]; the softmax is float32."""
-  q, k, v = (qkv[:, :, i] for i in range(3))
-  scale = q.shape[-1] ** -0.5
-  logits = jnp.einsum("bqhd,bkhd->bhqk", q * scale, k)
-  logits = logits.astype(jnp.float32)
+  q, k, v = jnp.moveaxis(qkv, 2, 0)
+  q = q * q.shape[-1] ** -0.5
+  logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32)
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits).astype(v.dtype)
   return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
+def _gelu(x, kind):
+  if kind == "tanh":
+    return nn.gelu(x, approximate=True)
+  if kind != "exact":
+    raise errors.UserError(f"unknown gelu {kind!r}: exact or tanh")
+  # Not jax.nn.gelu, whose erfc costs more than erf on a CPU.
+  return x * 0.5 * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+def _drop_scales(key, rate, depth):
+  """Stochastic depth (Huang et al. 2016): keys [b] -> scales [depth b 2].
+
+  Each of a block's two branches of each example is left out with the block's
+  rate, and divided by one minus it where it stays.
+  """
+  rates = jnp.linspace(0, rate, depth)[:, None]
+  uniform = jax.vmap(lambda k: jax.random.uniform(k, (depth, 2)))(key)
+  return ((uniform >= rates) / (1 - rates)).swapaxes(0, 1)
+
+
+def _dense(width, dtype, name):
+  xavier = nn.initializers.xavier_uniform()
+  return nn.Dense(width, dtype=dtype, kernel_init=xavier, name=name)
+
+
 def _norm(name):
   return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
 
 
-_normal = nn.initializers.truncated_normal(0.02)
+_normal = nn.initializers.normal(0.02)
 
 
 def sincos2d(dim: int, h: int, w: int) -> np.ndarray:
@@ -255,7 +300,12 @@ def sincos2d(dim: int, h: int, w: int) -> np.ndarray:
 
   The first half of the channels encodes the column, the second the row; each
   half is sines, then cosines, of frequencies 10000^(-i / (dim / 4)).
+
+  Raises:
+    UserError: `dim` is not a multiple of 4.
   """
+  if dim % 4:
+    raise errors.UserError(f"pos='sincos2d' needs dim={dim} a multiple of 4")
   frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
   rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
 
