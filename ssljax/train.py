@@ -1,6 +1,7 @@
 """The loop: batches in, checkpoints and metrics out, exact to resume."""
 
 import collections
+import contextlib
 import json
 import os
 import platform
@@ -11,9 +12,11 @@ import time
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 from absl import logging
+from tensorboardX import event_file_writer
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
 
 import ssljax
 from ssljax import checkpoint
@@ -48,6 +51,7 @@ def train(config, workdir: str) -> dict:
   """
   _refuse_another_config(config, workdir)
   run = run_lib.build(config)
+  sets = _eval_sets(run)
   state_shape = run_lib.abstract_state(run)
   _claim(config, workdir)
   checkpoint.require_room(workdir, state_shape)
@@ -64,7 +68,7 @@ def train(config, workdir: str) -> dict:
   step_fn = compile_step(run)
   log = _Log(run, workdir, start=resumed_from or 0)
   try:
-    state = _loop(run, state, step_fn, log, checkpoints)
+    state = _loop(run, state, step_fn, log, checkpoints, sets)
   finally:
     log.close()
   return log.figures | {
@@ -93,7 +97,13 @@ def compile_step(run: run_lib.Run):
   )
 
 
-def _loop(run, state, step_fn, log, checkpoints):
+def _eval_sets(run):
+  """The sets for evaluation in training, or None."""
+  wanted = run.config.eval.last or run.config.eval.every_epochs
+  return evaluate.eval_sets(run) if wanted else None
+
+
+def _loop(run, state, step_fn, log, checkpoints, sets):
   """Returns the state after the last step."""
   config = run.config
   start, stop = int(state.step), run.total_steps
@@ -109,8 +119,6 @@ def _loop(run, state, step_fn, log, checkpoints):
   )
   eval_every = config.eval.every_epochs
   eval_every = eval_every and max(1, round(eval_every * run.steps_per_epoch))
-  evaluates_ever = (eval_every or config.eval.last) and start < stop
-  sets = evaluate.eval_sets(run) if evaluates_ever else None
   with _Terminated() as terminated:
     for step, batch in zip(range(start, stop), batches):
       state, metrics = step_fn(state, batch, rng)
@@ -170,9 +178,7 @@ class _Log:
     self._path = os.path.join(workdir, "metrics.jsonl")
     before = _drop_rows_after(self._path, start)
     self._file = open(self._path, "a")
-    self._tb = tensorboardX.SummaryWriter(
-      os.path.join(workdir, "tb"), purge_step=start + 1
-    )
+    self._tb = _TensorBoard(os.path.join(workdir, "tb"), start + 1)
     self._bar = tqdm.tqdm(
       total=run.total_steps,
       initial=start,
@@ -193,8 +199,6 @@ class _Log:
     self._pending.append((step, metrics))
     while len(self._pending) > _IN_FLIGHT:
       self._fetch()
-    if (step + 1) % self._run.config.log_every == 0:
-      self._write()
 
   def flush(self):
     while self._pending:
@@ -211,9 +215,11 @@ class _Log:
     self._emit({"step": step, "knn": knn})
 
   def close(self):
+    """Ends the log; a full disk is told by what failed first, not here."""
     self._bar.close()
-    self._file.close()
-    self._tb.close()
+    for file in (self._file, self._tb):
+      with contextlib.suppress(OSError):
+        file.close()
 
   def _fetch(self):
     step, metrics = self._pending.popleft()
@@ -225,6 +231,8 @@ class _Log:
       self._stop(step, metrics)
     self._rows.append((step + 1, metrics))
     self._bar.update()
+    if (step + 1) % self._run.config.log_every == 0:
+      self._write()
 
   def _write(self):
     """Writes the mean of the steps since the last row."""
@@ -254,11 +262,15 @@ class _Log:
     self._bar.set_postfix(shown, refresh=False)
 
   def _emit(self, row):
-    self._file.write(json.dumps(row) + "\n")
-    self._file.flush()
-    for name, value in row.items():
-      if name != "step":
-        self._tb.add_scalar(name, value, row["step"])
+    try:
+      self._file.write(json.dumps(row) + "\n")
+      self._file.flush()
+      self._tb.write(row)
+    except OSError as e:
+      raise errors.SafeStop(
+        f"{self._path} could not be written ({e.strerror}); the checkpoints "
+        "are kept: make room and start again in the same workdir"
+      ) from e
 
   def _stop(self, step, metrics):
     self._write()
@@ -274,6 +286,33 @@ class _Log:
       f"{metrics['grad_norm']}, not finite; the batch's indices are "
       f"{indices.tolist()}; the last checkpoint is from before and is kept"
     )
+
+
+class _TensorBoard:
+  """Event files, written at once; tensorboardX' own thread would hang on a
+  full disk."""
+
+  def __init__(self, folder, first_step):
+    os.makedirs(folder, exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(
+      os.path.join(folder, "events")
+    )
+    # TensorBoard then forgets what an earlier process wrote from here on.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(first_step, session_log=start)
+
+  def write(self, row):
+    for name, value in row.items():
+      if name != "step":
+        self._write(row["step"], summary=summary.scalar(name, value))
+    self._writer.flush()
+
+  def _write(self, step, **what):
+    event = event_pb2.Event(step=step, wall_time=time.time(), **what)
+    self._writer.write_event(event)
+
+  def close(self):
+    self._writer.close()
 
 
 def _refuse_another_config(config, workdir):

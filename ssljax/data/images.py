@@ -11,12 +11,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".npy")
 def decode(data: bytes) -> np.ndarray | None:
   """An encoded image as uint8 [h w c], colours as RGB; None if it is corrupt.
 
-  Alpha is dropped and 16 bits are scaled to 8, as PIL and torchvision's
-  ImageFolder do; the orientation tag is ignored, as they do too.
+  Alpha is dropped and the orientation tag ignored, as torchvision's ImageFolder
+  does; 16 bits are scaled to 8.
   """
-  flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
   try:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   except cv2.error:
     return None
   if image is None:
@@ -27,8 +26,6 @@ def decode(data: bytes) -> np.ndarray | None:
     return None
   if image.ndim == 2:
     return image[..., None]
-  if image.shape[2] == 2:  # grey and alpha
-    return image[..., :1]
   return image[..., 2::-1]  # BGR, perhaps with alpha
 
 
@@ -42,7 +39,7 @@ def read_file(path: str) -> np.ndarray | None:
       image = np.load(path, allow_pickle=False)
       if np.issubdtype(image.dtype, np.floating):
         image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
-      if image.dtype != np.uint8 or image.ndim not in (2, 3):
+      if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
         return None
       return image if image.ndim == 3 else image[..., None]
     with open(path, "rb") as f:

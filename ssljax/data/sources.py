@@ -53,18 +53,24 @@ class ArraySource:
 class DecodedSource:
   """Records decoded as they are read.
 
-  A corrupt record is replaced by the next good one, named once, and counted.
+  A record that is corrupt, or whose channels do not fit, is replaced by the
+  next good one, named once, and counted.
 
   Args:
-    records: `len`, `name(i)`, and `get(indices) -> [(image or None, label)]`.
-    shape: (h, w, c) that all images are fitted to.
-    max_corrupt: more corrupt records than this end the run by a UserError.
+    records: `len`, `name(i)`, and `get(indices)`, an iterable of (image or
+      None, label).
+    shape: (h, w, c) of the batches.
+    fits: whether images of another size are fitted to it; else they are a
+      UserError.
+    max_corrupt: more bad records than this are a UserError.
   """
 
-  def __init__(self, records, shape, *, name, labels, num_classes, max_corrupt):
-    self._records, self._labels = records, labels
+  def __init__(
+    self, records, shape, *, name, labels, num_classes, fits, max_corrupt
+  ):
+    self._records, self._labels, self._fits = records, labels, fits
     self._max_corrupt = max_corrupt
-    self._corrupt = set()
+    self._bad = {}  # why, by index
     self._lock = threading.Lock()
     self.name, self.shape = name, tuple(shape)
     self.num_classes = num_classes if labels else None
@@ -73,60 +79,73 @@ class DecodedSource:
     return len(self._records)
 
   def read(self, indices):
-    n = len(indices)
-    batch = {
-      "image": np.empty((n, *self.shape), np.uint8),
-      "index": np.asarray(indices, np.int32).copy(),
-    }
-    if self._labels:
-      batch["label"] = np.empty(n, np.int32)
-    for row, (image, label) in enumerate(self._records.get(indices)):
-      image = self._fit(image)
-      while image is None:
-        index = int(batch["index"][row])
-        self._note(index)
-        index = (index + 1) % len(self)
-        batch["index"][row] = index
-        image, label = self._records.get([index])[0]
-        image = self._fit(image)
-      batch["image"][row] = image
-      if self._labels:
-        batch["label"][row] = label
+    batch = self._empty(len(indices))
+    self._read_into(batch, indices)
     return batch
 
-  def _fit(self, image):
-    if image is None:
-      return None
-    try:
-      return images.fit(image, self.shape[:2], self.shape[2])
-    except ValueError:
-      return None
+  def in_memory(self):
+    """An ArraySource of the same examples, decoded in threads."""
+    n = len(self)
+    arrays = self._empty(n)
 
-  def _note(self, index):
+    def fill(start):
+      part = slice(start, min(start + _CHUNK, n))
+      rows = {k: v[part] for k, v in arrays.items()}
+      self._read_into(rows, np.arange(part.start, part.stop))
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      for _ in pool.map(fill, range(0, n, _CHUNK)):
+        pass  # the first error is raised here
+    return ArraySource(arrays, name=self.name, num_classes=self.num_classes)
+
+  def _empty(self, n):
+    batch = {
+      "image": np.empty((n, *self.shape), np.uint8),
+      "index": np.empty(n, np.int32),
+    }
+    return batch | ({"label": np.empty(n, np.int32)} if self._labels else {})
+
+  def _read_into(self, batch, indices):
+    for row, (i, record) in enumerate(zip(indices, self._records.get(indices))):
+      i = int(i)
+      image, label = self._fit(i, *record)
+      while image is None:
+        i = (i + 1) % len(self)
+        image, label = self._fit(i, *next(iter(self._records.get([i]))))
+      batch["image"][row], batch["index"][row] = image, i
+      if self._labels:
+        batch["label"][row] = label
+
+  def _fit(self, i, image, label):
+    """(image as the batch has it or None, label)."""
+    if image is None:
+      self._note(i, "corrupt")
+    elif image.shape[:2] != self.shape[:2] and not self._fits:
+      raise _several_sizes(self.name, self.shape[:2], image.shape[:2])
+    else:
+      try:
+        return images.fit(image, self.shape[:2], self.shape[2]), label
+      except ValueError as e:
+        self._note(i, str(e))
+    return None, label
+
+  def _note(self, index, why):
     with self._lock:
-      if index in self._corrupt:
+      if index in self._bad:
         return
-      self._corrupt.add(index)
+      self._bad[index] = why
       name = self._records.name(index)
-      logging.warning("corrupt, the next one is taken: %s", name)
-      if len(self._corrupt) > self._max_corrupt:
-        names = ", ".join(self._records.name(i) for i in sorted(self._corrupt))
+      logging.warning("%s: %s; the next one is taken", name, why)
+      # All of them bad would be looked through for ever.
+      if len(self._bad) > min(self._max_corrupt, len(self) - 1):
+        names = ", ".join(
+          f"{self._records.name(i)} ({why})" for i, why in self._bad.items()
+        )
         raise errors.UserError(
           f"more than data.max_corrupt={self._max_corrupt} images of "
-          f"{self.name} are corrupt: {names}; mend or remove them, or allow more"
+          f"{self.name} cannot be used: {names}; mend or remove them, or allow "
+          "more"
         )
-
-  def in_memory(self):
-    """An ArraySource of the same examples."""
-    chunks = np.array_split(
-      np.arange(len(self)), max(1, -(-len(self) // _CHUNK))
-    )
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      batches = list(pool.map(self.read, chunks))
-    arrays = {
-      k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]
-    }
-    return ArraySource(arrays, name=self.name, num_classes=self.num_classes)
 
 
 def make(
@@ -148,16 +167,18 @@ def make(
       split the last 360.
     split: of TFDS, slices included ("train[:90%]"); of a folder, a subfolder,
       or "all".
-    size: (height, width) that images are fitted to; None keeps theirs, which
-      must then be equal.
-    channels: 1 or 3; None keeps theirs.
+    size: (height, width) that images are fitted to, by their short side and
+      the centre; None keeps theirs, which must then be equal.
+    channels: None is the most that some of them have; grey becomes colour, and
+      colour grey.
     labels: whether batches have `label`.
     data_dir: TFDS' root.
     memory_budget: bytes; a set that is smaller when decoded is held in memory.
     max_corrupt: images that may be skipped.
 
   Raises:
-    UserError: no such dataset, split, folder or image; images of several sizes.
+    UserError: no such dataset, split, folder or image; images of several sizes;
+      too many that cannot be used.
   """
   if not name:
     raise errors.UserError("data.name is not given: a TFDS name or folder:PATH")
@@ -178,10 +199,11 @@ def make(
     raise errors.UserError(f"{name} has no examples in split {split!r}")
   source = DecodedSource(
     records,
-    _shape(records, name, size, channels, max_corrupt),
+    _shape(records, name, size, channels),
     name=name,
     labels=labels,
     num_classes=records.num_classes,
+    fits=size is not None,
     max_corrupt=max_corrupt,
   )
   if len(source) * int(np.prod(source.shape)) <= memory_budget:
@@ -189,28 +211,33 @@ def make(
   return source
 
 
-def _shape(records, name, size, channels, max_corrupt):
-  """(h, w, c) of what is read, from the records where it is not given."""
+def _shape(records, name, size, channels):
+  """(h, w, c) of what is read, from 64 records where it is not given."""
   known = getattr(records, "shape", (None, None, None))
   if size is None and None not in known[:2]:
     size = known[:2]
   channels = channels or known[2]
   if size is None or channels is None:
-    found = [records.get([i])[0][0] for i in range(min(len(records), 64))]
-    found = [image.shape for image in found if image is not None]
+    n = len(records)
+    some = np.linspace(0, n - 1, min(n, 64)).astype(int)  # of all folders
+    found = [image.shape for image, _ in records.get(some) if image is not None]
     if not found:
       raise errors.UserError(
-        f"the first images of {name} are all corrupt: mend or remove them"
+        f"the images of {name} are all corrupt: mend or remove them"
       )
     sizes = sorted({shape[:2] for shape in found})
     if size is None and len(sizes) > 1:
-      raise errors.UserError(
-        f"{name} has images of several sizes, as {sizes[0]} and {sizes[-1]}: "
-        "give --config.data.size='(HEIGHT, WIDTH)'"
-      )
+      raise _several_sizes(name, sizes[0], sizes[-1])
     size = size or sizes[0]
     channels = channels or max(shape[2] for shape in found)
   return (*map(int, size), int(channels))
+
+
+def _several_sizes(name, one, another):
+  return errors.UserError(
+    f"{name} has images of several sizes, as {one} and {another}: give "
+    "--config.data.size='(HEIGHT, WIDTH)'"
+  )
 
 
 class _Digits:
@@ -247,7 +274,7 @@ class _Folder:
     if not os.path.isdir(path):
       raise errors.UserError(f"no folder {path}: give data.name=folder:PATH")
     root = path if split == "all" else os.path.join(path, split)
-    if not os.path.isdir(root):
+    if not split or not os.path.isdir(root):
       have = ", ".join(_subfolders(path)) or "none"
       raise errors.UserError(
         f"{path} has no subfolder {split!r} for the split: there is {have}; "
@@ -264,7 +291,11 @@ class _Folder:
       raise errors.UserError(
         f"no images in {root}: files end with {', '.join(images.SUFFIXES)}"
       )
-    classes = _subfolders(root)
+    # Classes are those of all splits together, so that they agree.
+    above = [""] if split == "all" else _subfolders(path)
+    classes = sorted(
+      {c for folder in above for c in _subfolders(os.path.join(path, folder))}
+    )
     self._class_of = {name: i for i, name in enumerate(classes)}
     self._root = root
     self.num_classes = len(classes) or None
@@ -276,10 +307,8 @@ class _Folder:
     return self._paths[i]
 
   def get(self, indices):
-    return [
-      (images.read_file(self._paths[i]), self._label(self._paths[i]))
-      for i in indices
-    ]
+    for i in indices:  # one at a time: photographs are large
+      yield images.read_file(self._paths[i]), self._label(self._paths[i])
 
   def _label(self, path):
     first = os.path.relpath(path, self._root).split(os.sep)[0]

@@ -38,7 +38,7 @@ def indices(
     step: counted from 0.
     num_examples: in the source.
     batch_size: global.
-    weights: [num_examples], or None for each example once.
+    weights: [num_examples], not negative, or None for each example once.
     process_index: which part.
     process_count: number of parts.
 
@@ -48,17 +48,20 @@ def indices(
   """
   if num_examples < batch_size:
     raise errors.UserError(
-      f"{num_examples} examples are fewer than a batch of {batch_size}"
+      f"{num_examples} examples are fewer than a batch of {batch_size}: lower "
+      "--config.batch_size"
     )
   if batch_size % process_count:
     raise errors.UserError(
-      f"{process_count} processes do not divide a batch of {batch_size}"
+      f"{process_count} processes do not divide a batch of {batch_size}: give "
+      f"a multiple of {process_count}"
     )
   epoch, place = divmod(step, num_examples // batch_size)
   if weights is None:
     order = _permutation(seed, epoch, num_examples)
   else:
-    order = _draws(seed, epoch, weights)
+    p = np.asarray(weights, np.float64)
+    order = _draws(seed, epoch, num_examples, p.tobytes())
   share = batch_size // process_count
   start = place * batch_size + process_index * share
   return order[start : start + share]
@@ -70,12 +73,19 @@ def _generator(seed, epoch):
 
 @functools.lru_cache(maxsize=4)
 def _permutation(seed, epoch, n):
-  return _generator(seed, epoch).permutation(n)
+  return _frozen(_generator(seed, epoch).permutation(n))
 
 
-def _draws(seed, epoch, weights):
-  p = np.asarray(weights, np.float64)
-  return _generator(seed, epoch).choice(len(p), size=len(p), p=p / p.sum())
+@functools.lru_cache(maxsize=4)
+def _draws(seed, epoch, n, weights):
+  # Bytes can be a key: drawing anew takes 0.7 s where n is a million.
+  p = np.frombuffer(weights)
+  return _frozen(_generator(seed, epoch).choice(n, size=n, p=p / p.sum()))
+
+
+def _frozen(order):
+  order.flags.writeable = False  # its slices are shared by all callers
+  return order
 
 
 def batches(
@@ -85,6 +95,7 @@ def batches(
   start_step: int,
   stop_step: int,
   batch_size: int,
+  weights: np.ndarray | None = None,
   to_device: Callable = lambda batch: batch,
   process_index: int = 0,
   process_count: int = 1,
@@ -93,7 +104,10 @@ def batches(
 
   Grain reads and decodes beside the compute; `to_device` is applied as each
   batch is read, so that the transfer has begun when the step asks for it. What
-  a reader raises is raised here.
+  a reader raises is raised here. The iterator's `close()` ends the threads.
+
+  Arrays in memory take the same path: a batch of 256 Fashion-MNIST images costs
+  73 us against 62 us for reading without threads.
   """
 
   def read(step):
@@ -102,6 +116,7 @@ def batches(
       step,
       num_examples=len(source),
       batch_size=batch_size,
+      weights=weights,
       process_index=process_index,
       process_count=process_count,
     )

@@ -1,0 +1,285 @@
+"""Sources: what is read from TFDS, folders and arrays, and what is refused."""
+
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from sklearn import datasets
+
+from ssljax import errors
+from ssljax.data import images, prepare, sources
+
+
+def picture(seed, h=12, w=16, c=3, dtype=np.uint8):
+  top = np.iinfo(dtype).max
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, top + 1, (h, w, c), dtype)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A writer of {relative path: image in RGB or bytes}."""
+
+  def write(files):
+    for name, content in files.items():
+      path = tmp_path / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      if isinstance(content, bytes):
+        path.write_bytes(content)
+      elif name.endswith(".npy"):
+        np.save(path, content)
+      else:
+        assert cv2.imwrite(str(path), bgr(content))
+    return f"folder:{tmp_path}"
+
+  return write
+
+
+def bgr(image):
+  order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[image.shape[2]]
+  return image[..., order]
+
+
+def read_all(name, **options):
+  source = sources.make(name, split="all", **options)
+  return source.read(np.arange(len(source)))
+
+
+@pytest.mark.parametrize("ext", ["png", "bmp", "npy", "webp", "jpg"])
+def test_formats(folder, ext):
+  image = cv2.GaussianBlur(picture(0), (0, 0), 3)
+  got = read_all(folder({f"a.{ext}": image}))["image"]
+  assert got.shape == (1, 12, 16, 3) and got.dtype == np.uint8
+  # WebP and JPEG lose something, but would not mistake red for blue.
+  tolerance = {"webp": 12, "jpg": 12}.get(ext, 0)
+  assert np.abs(got[0].astype(int) - image).max() <= tolerance
+
+
+def test_alpha_is_dropped_and_16_bits_become_8(folder):
+  alpha, deep = picture(1, c=4), picture(2, dtype=np.uint16)
+  got = read_all(folder({"a.png": alpha, "b.png": deep}))["image"]
+  np.testing.assert_array_equal(got[0], alpha[..., :3])
+  np.testing.assert_array_equal(got[1], deep // 257)
+
+
+def test_grey_and_colour(folder):
+  grey, colour = picture(1, c=1), picture(2)
+  name = folder({"a.png": grey, "b.png": colour})
+  got = read_all(name)["image"]  # the most channels that some have
+  np.testing.assert_array_equal(got[0], np.repeat(grey, 3, axis=2))
+  np.testing.assert_array_equal(got[1], colour)
+  got = read_all(name, channels=1)["image"]
+  np.testing.assert_array_equal(got[0], grey)
+  luma = colour @ np.array([0.299, 0.587, 0.114])
+  np.testing.assert_allclose(got[1, ..., 0], luma, atol=1)
+
+
+def test_npy_of_many_channels(folder):
+  image = picture(3, c=7)
+  name = folder({"a.npy": image, "b.npy": image / 255.0})
+  got = read_all(name)["image"]
+  np.testing.assert_array_equal(got, [image, image])
+  assert read_all(name, size=(6, 6))["image"].shape == (2, 6, 6, 7)
+
+
+def test_fit_takes_the_centre_and_averages_areas():
+  image = np.zeros((8, 20, 3), np.uint8)
+  image[:, 6:14] = 100  # the middle square
+  np.testing.assert_array_equal(images.fit(image, (8, 8)), image[:, 6:14])
+  checks = np.indices((8, 8)).sum(0) % 2 * np.uint8(200)
+  got = images.fit(checks[..., None].astype(np.uint8), (4, 4))
+  np.testing.assert_array_equal(got, np.full((4, 4, 1), 100))
+  assert images.fit(image, (31, 17)).shape == (31, 17, 3)
+
+
+def test_sizes_that_differ(folder):
+  name = folder({"a.png": picture(1), "b.png": picture(2, h=20)})
+  with pytest.raises(errors.UserError, match="config.data.size"):
+    read_all(name)
+  assert read_all(name, size=(8, 8))["image"].shape == (2, 8, 8, 3)
+
+
+def test_a_size_that_differs_late_is_not_fitted_in_silence(folder):
+  files = {f"{i:03}.bmp": picture(i) for i in range(130)}
+  files["001.bmp"] = picture(0, h=13)  # not among the 64 that are looked at
+  with pytest.raises(errors.UserError, match="config.data.size"):
+    read_all(folder(files))
+
+
+def test_order_and_labels(folder):
+  names = ["bee/2.png", "ant/1.png", "ant/deep/0.png", "loose.png"]
+  files = {name: picture(i) for i, name in enumerate(names)}
+  got = read_all(folder(files), labels=True)
+  for row, file in enumerate([1, 2, 0, 3]):
+    np.testing.assert_array_equal(got["image"][row], picture(file))
+  np.testing.assert_array_equal(got["label"], [0, 0, 1, -1])
+  np.testing.assert_array_equal(got["index"], range(4))
+  assert {v.dtype for k, v in got.items() if k != "image"} == {np.dtype("i4")}
+  assert "label" not in read_all(folder({}))
+
+
+def test_splits_of_a_folder_have_the_same_classes(folder):
+  name = folder({
+    "train/ant/a.png": picture(0),
+    "train/bee/a.png": picture(1),
+    "test/bee/a.png": picture(2),
+  })
+  got = sources.make(name, split="test", labels=True)
+  assert got.read(np.array([0]))["label"] == [1] and got.num_classes == 2
+  assert len(sources.make(name, split="train")) == 2
+  with pytest.raises(errors.UserError, match="test, train"):
+    sources.make(name, split="valid")
+
+
+@pytest.mark.parametrize("memory_budget", [0, 1 << 30])
+def test_corrupt_images_are_replaced_and_named(folder, caplog, memory_budget):
+  good = picture(0)
+  whole = cv2.imencode(".jpg", cv2.GaussianBlur(good, (0, 0), 3))[1].tobytes()
+  name = folder({
+    "a.png": good,
+    "b.jpg": whole[: len(whole) // 2],
+    "c.npy": b"nonsense",
+    "d.png": picture(3),
+    "e.png": b"",
+  })
+  for _ in range(2):
+    source = sources.make(name, split="all", memory_budget=memory_budget)
+    got = source.read(np.array([1, 4, 3, 2]))
+    np.testing.assert_array_equal(got["index"], [3, 0, 3, 3])
+    np.testing.assert_array_equal(got["image"][1], good)
+    source.read(np.array([1]))
+    for bad in ("b.jpg", "c.npy", "e.png"):
+      assert caplog.text.count(f"{bad}: corrupt") == 1
+    caplog.clear()
+  with pytest.raises(errors.UserError, match="b.jpg.*c.npy"):
+    sources.make(name, split="all", max_corrupt=1).read(np.array([1, 2]))
+
+
+def test_nothing_but_corrupt_images_ends(folder):
+  name = folder({"a.png": b"", "b.png": b""})
+  for options in ({}, {"size": (8, 8), "channels": 3}):
+    with pytest.raises(errors.UserError, match="corrupt"):
+      read_all(name, **options)
+
+
+def test_channels_that_cannot_be_made_are_named(folder):
+  name = folder({"a.npy": picture(0, c=5)})
+  with pytest.raises(errors.UserError, match="5 channels does not make 3"):
+    read_all(name, channels=3)
+
+
+def test_a_folder_that_is_missing_or_empty(folder, tmp_path):
+  with pytest.raises(errors.UserError, match="no folder"):
+    sources.make("folder:/no/such/folder", split="all")
+  with pytest.raises(errors.UserError, match="no images in .*png"):
+    sources.make(folder({"read.me": b"x"}), split="all")
+
+
+def test_arrays():
+  image = picture(0, h=6)[None].repeat(3, 0)
+  source = sources.ArraySource({"image": image, "label": [2, 0, 1]})
+  got = source.read(np.array([2, 0]))
+  assert (len(source), source.shape, source.num_classes) == (3, (6, 16, 3), 3)
+  np.testing.assert_array_equal(got["label"], [1, 2])
+  np.testing.assert_array_equal(got["index"], [2, 0])
+  with pytest.raises(errors.UserError, match="float64"):
+    sources.ArraySource({"image": image / 255.0})
+
+
+def test_digits():
+  train = sources.make("digits", split="train", labels=True)
+  test = sources.make("digits", split="test", labels=True, size=(16, 16))
+  assert (len(train), len(test), train.num_classes) == (1437, 360, 10)
+  assert (train.shape, test.shape) == ((8, 8, 1), (16, 16, 1))
+  data = datasets.load_digits()
+  got = train.read(np.arange(1437))
+  np.testing.assert_array_equal(got["label"], data.target[:1437])
+  expected = data.images[:1437, ..., None] / 16
+  np.testing.assert_allclose(got["image"] / 255, expected, atol=0.5 / 255)
+  np.testing.assert_array_equal(
+    test.read(np.arange(360))["label"], data.target[1437:]
+  )
+  with pytest.raises(errors.UserError, match="train or test"):
+    sources.make("digits", split="train[:10]")
+
+
+# TFDS: a tiny Fashion-MNIST, with pixels of our own.
+
+
+@pytest.fixture(scope="module")
+def tiny_tfds(tmp_path_factory):
+  root = str(tmp_path_factory.mktemp("tfds"))
+  files = {}
+  for part, n in (("train", 40), ("t10k", 8)):
+    image = np.random.default_rng(n).integers(0, 256, (n, 28, 28), np.uint8)
+    head = np.zeros(16, np.uint8)
+    files[f"{part}-images-idx3-ubyte"] = np.r_[head, image.ravel()]
+    label = np.arange(n, dtype=np.uint8) % 10
+    files[f"{part}-labels-idx1-ubyte"] = np.r_[head[:8], label]
+  cls = tfds.builder_cls("fashion_mnist")
+  with tfds.core.registered.skip_registration():
+    builder = prepare._local_builder(cls, files)(
+      data_dir=root, file_format="array_record"
+    )
+  builder.download_and_prepare(file_format="array_record")
+  return root
+
+
+@pytest.mark.parametrize("memory_budget", [0, 1 << 30])
+def test_tfds_reads_what_tfds_reads(tiny_tfds, memory_budget):
+  source = sources.make(
+    "fashion_mnist:3.0.1",
+    split="train",
+    labels=True,
+    data_dir=tiny_tfds,
+    memory_budget=memory_budget,
+  )
+  assert (len(source), source.num_classes) == (40, 10)
+  assert source.shape == (28, 28, 1)
+  got = source.read(np.array([39, 0, 7]))
+  builder = tfds.builder("fashion_mnist", data_dir=tiny_tfds)
+  theirs = builder.as_data_source("train")
+  for row, i in enumerate([39, 0, 7]):
+    np.testing.assert_array_equal(got["image"][row], theirs[i]["image"])
+    assert got["label"][row] == theirs[i]["label"]
+
+
+def test_tfds_slices(tiny_tfds):
+  make = lambda split: sources.make(
+    "fashion_mnist", split=split, data_dir=tiny_tfds
+  )
+  everything = make("train").read(np.arange(40))["image"]
+  part = make("train[10:20]")
+  got = part.read(np.arange(10))
+  np.testing.assert_array_equal(got["image"], everything[10:20])
+  np.testing.assert_array_equal(got["index"], range(10))
+  assert len(make("train[:90%]")) == 36 and len(make("train+test")) == 48
+  for wrong in ("valid", "train[:1o%]"):
+    with pytest.raises(errors.UserError, match="there is .*train"):
+      make(wrong)
+
+
+def test_reading_imports_no_tensorflow(tiny_tfds):
+  code = f"""
+import sys
+import numpy as np
+from ssljax.data import sources, stream
+source = sources.make("fashion_mnist", split="train", data_dir={tiny_tfds!r})
+steps = stream.batches(source, seed=0, start_step=0, stop_step=3, batch_size=8)
+assert len(list(steps)) == 3
+assert "tensorflow" not in sys.modules
+"""
+  env = os.environ | {"PYTHONPATH": os.getcwd()}
+  subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
+
+
+def test_an_unknown_dataset_names_the_nearest():
+  for name in ("fashion_mnst", "fashion-mnist"):
+    with pytest.raises(errors.UserError, match="did you mean 'fashion_mnist'"):
+      sources.make(name, split="train")
+  with pytest.raises(errors.UserError, match="data.name"):
+    sources.make("", split="train")

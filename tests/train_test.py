@@ -1,0 +1,308 @@
+"""The trainer, as a user runs it: in subprocesses, killed, and misused."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ssljax import cli
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  """A config with a tiny ViT, in a file of its own."""
+  path = tmp_path_factory.mktemp("config") / "tiny.py"
+  path.write_text(
+    f"""
+from ssljax import config as config_lib
+
+def get_config(arg=None):
+  config = config_lib.base()
+  config.data.name = "digits"
+  config.batch_size = 32
+  config.steps = 80
+  config.log_every = 2
+  config.augment = dict(name="simclr", area=(0.2, 1.0), strength=0.5)
+  config.encoder = dict(name="vit", variant="Mu/2", depth=1)
+  config.method = dict(name="simclr", temperature=0.2, out_dim=16)
+  config.optimizer = dict(name="adamw", learning_rate=1e-3)
+  config.checkpoint.every_steps = 20
+  config.eval.last = False
+  return config_lib.finish(config, arg)
+"""
+  )
+  return str(path)
+
+
+def command(*args):
+  return [sys.executable, "-m", "ssljax", *args]
+
+
+def environment(**extra):
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **extra}
+  return env
+
+
+def ssljax(*args, status=0, **env):
+  """Runs a command; returns its JSON line, or its last line on stderr."""
+  done = subprocess.run(
+    command(*args),
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=environment(**env),
+    check=False,
+  )
+  assert done.returncode == status, done.stderr[-3000:]
+  if status:
+    return done.stderr.strip().splitlines()[-1]
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+  """A run that nobody disturbed: (workdir, figures)."""
+  workdir = str(tmp_path_factory.mktemp("runs") / "whole")
+  figures = ssljax("train", f"--config={config}", f"--workdir={workdir}")
+  return workdir, figures
+
+
+def test_figures_and_files_of_a_run(whole):
+  workdir, figures = whole
+  assert figures["steps"] == 80
+  assert figures["compiles"] == 1
+  assert figures["resumed_from"] is None
+  assert np.isfinite(figures["loss"])
+  assert figures["images_per_s"] > 0 and figures["train_s"] > 0
+  assert {"config.json", "metrics.jsonl", "environment.json", "tb"} <= set(
+    os.listdir(workdir)
+  )
+  assert sorted(map(int, _steps(workdir))) == [40, 60, 80]  # the last three
+  rows = _rows(workdir)
+  assert [row["step"] for row in rows] == list(range(2, 81, 2))
+  assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def _rows(workdir):
+  with open(os.path.join(workdir, "metrics.jsonl")) as f:
+    return [json.loads(line) for line in f]
+
+
+def _steps(workdir):
+  folder = os.path.join(workdir, "checkpoints")
+  return [name for name in os.listdir(folder) if name.isdigit()]
+
+
+def _wait_for_step(workdir, step, process):
+  """Waits until the log shows the step."""
+  path = os.path.join(workdir, "metrics.jsonl")
+  for _ in range(12000):
+    if os.path.exists(path):
+      with open(path) as f:
+        lines = [line for line in f if line.endswith("\n")]
+      if lines and json.loads(lines[-1])["step"] >= step:
+        return
+    assert process.poll() is None, "the run ended before it could be stopped"
+    time.sleep(0.01)
+  raise AssertionError("the run did not come to the step")
+
+
+def _start(config, workdir):
+  return subprocess.Popen(
+    command("train", f"--config={config}", f"--workdir={workdir}"),
+    cwd=ROOT,
+    env=environment(),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.mark.parametrize("step", [2, 30])
+def test_killed_and_resumed_is_the_same_to_the_bit(
+  config, whole, tmp_path, step
+):
+  workdir = str(tmp_path / "killed")
+  process = _start(config, workdir)
+  _wait_for_step(workdir, step, process)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  figures = ssljax("train", f"--config={config}", f"--workdir={workdir}")
+  assert figures["state_sha256"] == whole[1]["state_sha256"]
+  assert figures["compiles"] <= 1
+  steps = [row["step"] for row in _rows(workdir)]
+  assert steps == list(range(2, 81, 2))  # no row twice, none missing
+
+
+def test_sigterm_saves_and_exits_143(config, whole, tmp_path):
+  workdir = str(tmp_path / "terminated")
+  process = _start(config, workdir)
+  _wait_for_step(workdir, 2, process)
+  process.send_signal(signal.SIGTERM)
+  process.communicate()
+  assert process.returncode == 143
+  saved = max(map(int, _steps(workdir)))
+  figures = ssljax("train", f"--config={config}", f"--workdir={workdir}")
+  assert figures["resumed_from"] == saved
+  assert figures["state_sha256"] == whole[1]["state_sha256"]
+
+
+def test_a_finished_run_tells_its_figures_again(config, whole, tmp_path):
+  workdir, expected = whole
+  copy = str(tmp_path / "copy")
+  shutil.copytree(workdir, copy)
+  figures = ssljax("train", f"--config={config}", f"--workdir={copy}")
+  assert figures["state_sha256"] == expected["state_sha256"]
+  assert figures["resumed_from"] == 80 and figures["compiles"] == 0
+
+
+def test_eight_devices_see_the_same_batches(config, whole, tmp_path):
+  workdir = str(tmp_path / "eight")
+  ssljax(
+    "train",
+    f"--config={config}",
+    f"--workdir={workdir}",
+    XLA_FLAGS="--xla_force_host_platform_device_count=8",
+  )
+  # Rounding grows from step to step, most of all through batch norm.
+  losses = [[row["loss"] for row in _rows(w)][:5] for w in (workdir, whole[0])]
+  np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_evaluate_and_embed(whole, tmp_path):
+  workdir, _ = whole
+  figures = ssljax("evaluate", f"--workdir={workdir}")
+  for prefix in ("", "raw_", "random_"):
+    for name in ("knn", "linear"):
+      assert 0 < figures[prefix + name] <= 1
+  assert figures["protocol"]["knn"].startswith("knn/1")
+  assert figures["raw_knn"] > 0.9  # digits are easy
+  out = str(tmp_path / "test.npz")
+  assert ssljax("embed", f"--workdir={workdir}", f"--out={out}") == {
+    "out": out,
+    "examples": 360,
+    "dim": 32,
+    "step": 80,
+  }
+  rows = np.load(out)
+  assert rows["pooled"].shape == (360, 32)
+  np.testing.assert_array_equal(rows["index"], np.arange(360))
+  assert rows["label"].shape == (360,)
+
+
+def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
+  workdir = str(tmp_path / "nan")
+  shutil.copytree(whole[0], workdir)
+  for step in ("60", "80"):
+    shutil.rmtree(os.path.join(workdir, "checkpoints", step))
+  # The same run, as it would be with a rate that bursts.
+  path = os.path.join(workdir, "config.json")
+  with open(path) as f:
+    stored = json.load(f)
+  stored["optimizer"]["learning_rate"] = 1e30
+  with open(path, "w") as f:
+    json.dump(stored, f)
+  line = ssljax(
+    "train",
+    f"--config={config}",
+    "--config.optimizer.learning_rate=1e30",
+    f"--workdir={workdir}",
+    status=3,
+  )
+  assert "not finite" in line and "indices" in line
+  assert re.search("step 4[0-9]", line)
+  assert max(map(int, _steps(workdir))) == 40
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (["--config.method.temprature=1"], "did you mean config.method.temperature"),
+    (["--config.batch_size=many"], "batch_size"),
+    (["--config.data.name=fashion_mnits"], "did you mean 'fashion_mnist'"),
+    (["--config.data.split=valid"], "train or test"),
+    (["--config.data.name=folder:/no/such"], "no folder /no/such"),
+    (["--config.batch_size=2000"], "1437 examples"),
+    (["--config.encoder.variant=Mu/3"], "does not divide images of 8 x 8"),
+    (["--config.encoder.variant=Giant/2"], "choose among|give SIZE/PATCH"),
+    (["--config.method.name=simclrr"], "no module ssljax.methods.simclrr"),
+    (["--config.optimizer.name=adam"], "choose among sgd, adamw"),
+    (["--config.accumulate=3"], "not a multiple of"),
+    (["--config.mesh.data=64"], "devices"),
+    (["--config.eval.last=True", "--config.eval.test_split=x"], "train or test"),
+  ],
+)
+def test_wrong_configs_end_with_2_and_one_line(config, tmp_path, flags, words):
+  workdir = tmp_path / "wrong"
+  line = _main(["train", f"--config={config}", f"--workdir={workdir}", *flags])
+  assert re.search(words, line), line
+  assert not (workdir / "checkpoints").exists()
+
+
+def _main(argv):
+  """Runs `cli.main` here, which is quicker; returns its one line on stderr."""
+  err = io.StringIO()
+  with contextlib.redirect_stderr(err):
+    assert cli.main(argv) == 2
+  lines = [x for x in err.getvalue().splitlines() if x.startswith("ssljax: ")]
+  assert len(lines) == 1, err.getvalue()
+  return lines[0]
+
+
+def test_other_mistakes(config, whole, tmp_path):
+  assert "did you mean 'train'" in _main(["trian"])
+  assert "--workdir=... is missing" in _main(["train", f"--config={config}"])
+  assert "no config" in _main(["train", "--config=no.py", "--workdir=/tmp/x"])
+  line = _main(
+    [
+      "train",
+      f"--config={config}",
+      f"--workdir={whole[0]}",
+      "--config.seed=1",
+    ]
+  )
+  assert "seed: 0 -> 1" in line and "another --workdir" in line
+  file = tmp_path / "file"
+  file.write_text("")
+  line = _main(
+    ["train", f"--config={config}", f"--workdir={file / 'below'}"]
+  )
+  assert "cannot write to --workdir" in line
+  assert "no run in" in _main(["evaluate", f"--workdir={tmp_path}"])
+  line = _main(["evaluate", f"--workdir={whole[0]}", "--protocols=knn,liner"])
+  assert "unknown protocol 'liner'" in line
+  line = _main(["evaluate", f"--workdir={whole[0]}", "--step=5"])
+  assert "no checkpoint of step 5" in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_ends_with_3_and_keeps_what_was_saved(config, tmp_path):
+  mount = tmp_path / "small"
+  mount.mkdir()
+  sizes = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(mount)]
+  if subprocess.run(sizes, capture_output=True, check=False).returncode:
+    pytest.skip("no tmpfs can be mounted here")
+  try:
+    workdir = str(mount / "run")
+    flags = [f"--config={config}", f"--workdir={workdir}"]
+    line = ssljax(
+      "train", *flags, "--config.checkpoint.keep=100", status=3
+    )
+    assert "could not be written" in line and "is kept" in line
+    steps = sorted(map(int, _steps(workdir)))
+    assert steps, "no checkpoint fitted; the test's disk is too small"
+    figures = ssljax("evaluate", f"--workdir={workdir}")
+    assert figures["step"] == steps[-1]
+  finally:
+    subprocess.run(["umount", str(mount)], check=True)
