@@ -2,13 +2,15 @@
 
 Batches of 256 of Fashion-MNIST through the path that the trainer uses, from
 memory and decoded from ArrayRecord. Prints one JSON object.
+
+Two CPU cores, shared with other work, gave 3.4 to 3.6 million images a second
+from memory and 30,000 to 36,000 from ArrayRecord.
 """
 
 import json
 import time
 
-from ssljax.data import sources
-from ssljax.data import stream
+from ssljax.data import sources, stream
 
 
 def rate(source, steps, repeats=3):

@@ -90,6 +90,8 @@ def test_fit_takes_the_centre_and_averages_areas():
   image = np.zeros((8, 20, 3), np.uint8)
   image[:, 6:14] = 100  # the middle square
   np.testing.assert_array_equal(images.fit(image, (8, 8)), image[:, 6:14])
+  tall = image.swapaxes(0, 1)
+  np.testing.assert_array_equal(images.fit(tall, (8, 8)), tall[6:14])
   checks = np.indices((8, 8)).sum(0) % 2 * np.uint8(200)
   got = images.fit(checks[..., None].astype(np.uint8), (4, 4))
   np.testing.assert_array_equal(got, np.full((4, 4, 1), 100))

@@ -228,7 +228,7 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
 @pytest.mark.parametrize(
   "flags, words",
   [
-    (["--config.method.temprature=1"], "did you mean config.method.temperature"),
+    (["--config.method.temprature=1"], "mean config.method.temperature"),
     (["--config.batch_size=many"], "batch_size"),
     (["--config.data.name=fashion_mnits"], "did you mean 'fashion_mnist'"),
     (["--config.data.split=valid"], "train or test"),
@@ -240,7 +240,7 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
     (["--config.optimizer.name=adam"], "choose among sgd, adamw"),
     (["--config.accumulate=3"], "not a multiple of"),
     (["--config.mesh.data=64"], "devices"),
-    (["--config.eval.last=True", "--config.eval.test_split=x"], "train or test"),
+    (["--config.eval.last=1", "--config.eval.test_split=x"], "train or test"),
   ],
 )
 def test_wrong_configs_end_with_2_and_one_line(config, tmp_path, flags, words):
