@@ -10,7 +10,8 @@ from memory and 30,000 to 36,000 from ArrayRecord.
 import json
 import time
 
-from ssljax.data import sources, stream
+from ssljax.data import sources
+from ssljax.data import stream
 
 
 def rate(source, steps, repeats=3):

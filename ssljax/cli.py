@@ -78,7 +78,9 @@ def _prepare(argv):
 
 def _train(argv):
   own = [a for a in argv if not a.startswith(("--config.", "--noconfig."))]
-  values, _ = _parse(own, needs=("config", "workdir"), config=None, workdir=None)
+  values, _ = _parse(
+    own, needs=("config", "workdir"), config=None, workdir=None
+  )
   from ssljax import config
   from ssljax import train
 
@@ -140,7 +142,9 @@ def _parse(argv, needs=(), **defaults):
   try:
     rest = values(["ssljax", *argv])[1:]
   except flags.Error as e:
-    raise errors.UserError(str(e).replace("FATAL Flags parsing error: ", "")) from e
+    raise errors.UserError(
+      str(e).replace("FATAL Flags parsing error: ", "")
+    ) from e
   for name in needs:
     if values[name].value is None:
       raise errors.UserError(f"--{name}=... is missing")

@@ -16,9 +16,9 @@ from ssljax import core
 from ssljax import errors
 from ssljax import run as run_lib
 from ssljax import sharding
+from ssljax.data import sources
 from ssljax.evals import knn as knn_lib
 from ssljax.evals import linear_probe
-from ssljax.data import sources
 
 PROTOCOLS = {"knn": knn_lib.knn, "linear": linear_probe.linear_probe}
 
@@ -58,7 +58,10 @@ def evaluate(
   run, state = restore(workdir, step)
   sets = [
     labelled(run, data, split or run.config.eval[name])
-    for name, split in (("train_split", train_split), ("test_split", test_split))
+    for name, split in (
+      ("train_split", train_split),
+      ("test_split", test_split),
+    )
   ]
   classes = sets[0].num_classes
   features = {

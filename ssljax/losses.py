@@ -32,5 +32,7 @@ def ntxent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
   # A view is no candidate for itself. Masked, not subtracted: a finite offset
   # leaves a gradient at small temperatures.
   logits = jnp.where(jnp.eye(2 * n, dtype=bool), -jnp.inf, logits)
-  partners = jnp.concatenate([jnp.diagonal(logits, n), jnp.diagonal(logits, -n)])
+  partners = jnp.concatenate(
+    [jnp.diagonal(logits, n), jnp.diagonal(logits, -n)]
+  )
   return jnp.mean(jax.nn.logsumexp(logits, axis=1) - partners)

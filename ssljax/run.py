@@ -7,7 +7,8 @@ dotted name is a module of the user's own.
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +165,9 @@ def duration(config, steps_per_epoch: int) -> int:
   elif config.epochs is not None:
     steps = round(config.epochs * steps_per_epoch)
   else:
-    raise errors.UserError("give config.steps, config.examples or config.epochs")
+    raise errors.UserError(
+      "give config.steps, config.examples or config.epochs"
+    )
   if steps < 1:
     raise errors.UserError(f"the config asks for {steps} steps: give 1 or more")
   return steps
@@ -199,9 +202,7 @@ def init_fn(run: Run) -> Callable:
     zeros = lambda x: jnp.zeros(x.shape, x.dtype)
     # Shapes alone matter, and one example shows them.
     batch = jax.tree.map(lambda x: zeros(x)[:2], abstract_batch(run))
-    return core.init_state(
-      run.method, run.tx, rng, batch, augment=run.augment
-    )
+    return core.init_state(run.method, run.tx, rng, batch, augment=run.augment)
 
   return init
 
@@ -260,4 +261,3 @@ def _call(function, config, *args, **options):
   except TypeError as e:
     raise errors.UserError(f"{config.get('name')}: {e}") from e
   return function(*args, **options)
-

@@ -256,7 +256,10 @@ class _Log:
     for name in ("train_s", "step_s", "images_per_s"):
       row[name] = self.figures[name]
     self._emit({"step": step} | row)
-    shown = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}"}
+    shown = {
+      "loss": f"{row['loss']:.4f}",
+      "img/s": f"{row['images_per_s']:.0f}",
+    }
     if self._knn is not None:
       shown["knn"] = f"{self._knn:.4f}"
     self._bar.set_postfix(shown, refresh=False)

@@ -1,4 +1,4 @@
-"""Every config: it builds, its `:quick` learns, and the papers' are the papers'."""
+"""Every config: it builds, `:quick` learns, the papers' are the papers'."""
 
 import glob
 import os

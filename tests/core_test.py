@@ -70,7 +70,9 @@ def under_shard_map(step, devices, check_vma):
 
 
 def under_pmap(step, devices):
-  mapped = jax.pmap(step, "data", in_axes=(None, 0, None), devices=jax.devices()[:devices])
+  mapped = jax.pmap(
+    step, "data", in_axes=(None, 0, None), devices=jax.devices()[:devices]
+  )
 
   def call(state, batch, rng):
     cut = lambda x: x.reshape(devices, -1, *x.shape[1:])
@@ -86,9 +88,9 @@ def run(method, wrap, *, axis_name=None, accumulate=1):
   # The bias of the keys has no gradient but rounding, which Adam would blow up.
   tx = optax.adam(1e-3, eps=1e-5)
   options = dict(augment=toys.augment)
-  state = jax.jit(
-    functools.partial(core.init_state, method, tx, **options)
-  )(RNG, batch_of(0))
+  state = jax.jit(functools.partial(core.init_state, method, tx, **options))(
+    RNG, batch_of(0)
+  )
   step = wrap(
     core.make_train_step(
       method, tx, axis_name=axis_name, accumulate=accumulate, **options
@@ -221,7 +223,9 @@ def test_keys_depend_on_step_and_place_alone():
 
 
 def batch_norm_method(axis_name=None):
-  encoder = resnet.make(variant="18", width=4, stem="cifar", axis_name=axis_name)
+  encoder = resnet.make(
+    variant="18", width=4, stem="cifar", axis_name=axis_name
+  )
   return simclr.make(encoder, out_dim=8)
 
 
@@ -240,9 +244,7 @@ def test_batch_norm_sees_the_global_batch_everywhere():
 def test_accumulation_with_batch_norm_is_refused():
   method, tx = batch_norm_method(), optax.sgd(0.1)
   state = core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
-  step = core.make_train_step(
-    method, tx, augment=toys.augment, accumulate=4
-  )
+  step = core.make_train_step(method, tx, augment=toys.augment, accumulate=4)
   with pytest.raises(ValueError, match="one microbatch at a time"):
     step(state, batch_of(0), RNG)
   allowed = core.make_train_step(

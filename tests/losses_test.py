@@ -53,7 +53,9 @@ def test_ntxent_has_no_gradient_from_the_self_pair():
     up[i, j] += eps
     down[i, j] -= eps
     slope = ntxent_numpy(up, z2, 0.05) - ntxent_numpy(down, z2, 0.05)
-    np.testing.assert_allclose(grad[i, j], slope / (2 * eps), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+      grad[i, j], slope / (2 * eps), rtol=1e-3, atol=1e-6
+    )
 
 
 def test_ntxent_at_extremes():

@@ -200,9 +200,7 @@ def test_a_dataset_that_tfds_cannot_build(tmp_path, monkeypatch):
     raise AssertionError("checksums\ndiffer")
 
   monkeypatch.setattr(prepare, "_answers", lambda url: True)
-  monkeypatch.setattr(
-    tfds.core.DatasetBuilder, "download_and_prepare", fail
-  )
+  monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
   with pytest.raises(errors.UserError, match=r"\(checksums\)") as e:
     prepare.prepare("cifar10", data_dir=str(tmp_path))
   assert "\n" not in str(e.value)

@@ -11,7 +11,9 @@ import tensorflow_datasets as tfds
 from sklearn import datasets
 
 from ssljax import errors
-from ssljax.data import images, prepare, sources
+from ssljax.data import images
+from ssljax.data import prepare
+from ssljax.data import sources
 
 
 def picture(seed, h=12, w=16, c=3, dtype=np.uint8):
@@ -125,11 +127,13 @@ def test_order_and_labels(folder):
 
 
 def test_splits_of_a_folder_have_the_same_classes(folder):
-  name = folder({
-    "train/ant/a.png": picture(0),
-    "train/bee/a.png": picture(1),
-    "test/bee/a.png": picture(2),
-  })
+  name = folder(
+    {
+      "train/ant/a.png": picture(0),
+      "train/bee/a.png": picture(1),
+      "test/bee/a.png": picture(2),
+    }
+  )
   got = sources.make(name, split="test", labels=True)
   assert got.read(np.array([0]))["label"] == [1] and got.num_classes == 2
   assert len(sources.make(name, split="train")) == 2
@@ -141,13 +145,15 @@ def test_splits_of_a_folder_have_the_same_classes(folder):
 def test_corrupt_images_are_replaced_and_named(folder, caplog, memory_budget):
   good = picture(0)
   whole = cv2.imencode(".jpg", cv2.GaussianBlur(good, (0, 0), 3))[1].tobytes()
-  name = folder({
-    "a.png": good,
-    "b.jpg": whole[: len(whole) // 2],
-    "c.npy": b"nonsense",
-    "d.png": picture(3),
-    "e.png": b"",
-  })
+  name = folder(
+    {
+      "a.png": good,
+      "b.jpg": whole[: len(whole) // 2],
+      "c.npy": b"nonsense",
+      "d.png": picture(3),
+      "e.png": b"",
+    }
+  )
   for _ in range(2):
     source = sources.make(name, split="all", memory_budget=memory_budget)
     got = source.read(np.array([1, 4, 3, 2]))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ssljax import errors
-from ssljax.data import sources, stream
+from ssljax.data import sources
+from ssljax.data import stream
 
 N, B = 50, 8
 KNOWN = dict(num_examples=N, batch_size=B)
@@ -105,9 +106,7 @@ def run(src, start, stop, **options):
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_threads_keep_the_order_and_resuming_goes_on(weights):
-  expected = [
-    stream.indices(7, s, weights=weights, **KNOWN) for s in range(20)
-  ]
+  expected = [stream.indices(7, s, weights=weights, **KNOWN) for s in range(20)]
   for src in (source(), Uneven()):
     whole = run(src, 0, 20, weights=weights)
     np.testing.assert_array_equal(whole, expected)

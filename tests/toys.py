@@ -106,9 +106,9 @@ def masked_autoencoder(encoder, *, patch=2, keep=4):
       encoder, params["encoder"], {}, x, train=train, keep=kept
     )
     predicted = jnp.einsum("bd,dnp->bnp", out["pooled"], params["decoder"])
-    hidden = jnp.ones(target.shape[:2]).at[
-      jnp.arange(len(x))[:, None], kept
-    ].set(0)
+    hidden = (
+      jnp.ones(target.shape[:2]).at[jnp.arange(len(x))[:, None], kept].set(0)
+    )
     # Counts differ between examples, so that a mean of means would be wrong.
     hidden = hidden * (jnp.arange(n) < 5 + batch["index"][:, None] % 7)
     error = jnp.square(predicted - target).mean(-1)

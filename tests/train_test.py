@@ -24,7 +24,7 @@ def config(tmp_path_factory):
   """A config with a tiny ViT, in a file of its own."""
   path = tmp_path_factory.mktemp("config") / "tiny.py"
   path.write_text(
-    f"""
+    """
 from ssljax import config as config_lib
 
 def get_config(arg=None):
@@ -275,9 +275,7 @@ def test_other_mistakes(config, whole, tmp_path):
   assert "seed: 0 -> 1" in line and "another --workdir" in line
   file = tmp_path / "file"
   file.write_text("")
-  line = _main(
-    ["train", f"--config={config}", f"--workdir={file / 'below'}"]
-  )
+  line = _main(["train", f"--config={config}", f"--workdir={file / 'below'}"])
   assert "cannot write to --workdir" in line
   assert "no run in" in _main(["evaluate", f"--workdir={tmp_path}"])
   line = _main(["evaluate", f"--workdir={whole[0]}", "--protocols=knn,liner"])
@@ -296,9 +294,7 @@ def test_a_full_disk_ends_with_3_and_keeps_what_was_saved(config, tmp_path):
   try:
     workdir = str(mount / "run")
     flags = [f"--config={config}", f"--workdir={workdir}"]
-    line = ssljax(
-      "train", *flags, "--config.checkpoint.keep=100", status=3
-    )
+    line = ssljax("train", *flags, "--config.checkpoint.keep=100", status=3)
     assert "could not be written" in line and "is kept" in line
     steps = sorted(map(int, _steps(workdir)))
     assert steps, "no checkpoint fitted; the test's disk is too small"

@@ -5,7 +5,8 @@ devices changes what is seen.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 
 import grain
 import numpy as np
