@@ -2,7 +2,12 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    # Eight devices on two busy cores may wait long for each other.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+  ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

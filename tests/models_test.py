@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from ssljax import errors
-from ssljax.models import heads, resnet, vit
+from ssljax.models import heads
+from ssljax.models import resnet
+from ssljax.models import vit
 
 
 def images(n=3, side=8, channels=3):

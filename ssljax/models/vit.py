@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssljax import errors, ops
+from ssljax import errors
+from ssljax import ops
 
 # dim, depth, heads; Mu is for tests and `:quick`.
 _SIZES = {
@@ -236,15 +237,15 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, scale, attention_mask):
     """`scale` [b 2] multiplies the two branches; None leaves them."""
-    b, n, d = x.shape
+    d = x.shape[-1]
 
     def branch(y, i):
       return y if scale is None else y * scale[:, i, None, None].astype(y.dtype)
 
     y = _norm("norm1")(x).astype(self.dtype)
     y = _dense(3 * d, self.dtype, "qkv")(y)
-    y = _attention(y.reshape(b, n, 3, self.heads, -1), attention_mask)
-    y = _dense(d, self.dtype, "proj")(y.reshape(b, n, d))
+    y = _attention(y, self.heads, attention_mask)
+    y = _dense(d, self.dtype, "proj")(y)
     x = x + branch(y, 0)
     y = _norm("norm2")(x).astype(self.dtype)
     y = _dense(int(d * self.mlp_ratio), self.dtype, "fc1")(y)
@@ -252,15 +253,17 @@ class Block(nn.Module):
     return x + branch(y, 1)
 
 
-def _attention(qkv, mask):
-  """[b n 3 heads d] -> [b n heads d]; the softmax is float32."""
-  q, k, v = jnp.moveaxis(qkv, 2, 0)
+def _attention(qkv, heads, mask):
+  """[b n 3*heads*d] -> [b n heads*d]; the softmax is float32."""
+  b, n, _ = qkv.shape
+  # Split, not sliced: the gradients are joined, not padded and added.
+  q, k, v = (t.reshape(b, n, heads, -1) for t in jnp.split(qkv, 3, axis=-1))
   q = q * q.shape[-1] ** -0.5
   logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32)
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits).astype(v.dtype)
-  return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+  return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, -1)
 
 
 def _gelu(x, kind):
@@ -283,9 +286,38 @@ def _drop_scales(key, rate, depth):
   return ((uniform >= rates) / (1 - rates)).swapaxes(0, 1)
 
 
+@jax.custom_vjp
+def _product(x, w):
+  """[b n k] by [k m].
+
+  JAX writes the weight's gradient with the output's gradient first, and XLA on
+  a CPU then transposes that; with `x` first, both gradients of a product
+  together take 0.6 of the time for 192 to 768 channels, and no more for 768 to
+  192.
+  """
+  return x @ w
+
+
+def _product_backward(inputs, g):
+  x, w = inputs
+  grads = g @ w.T, jnp.einsum("bnk,bnm->km", x, g)
+  # The identity, but in a `shard_map` the gradient of what is replicated there
+  # is summed over devices, as JAX's own would be.
+  add = lambda *primals: jax.tree.map(jnp.add, primals, grads)
+  return jax.vjp(add, x, w)[1](grads)
+
+
+_product.defvjp(lambda x, w: (x @ w, (x, w)), _product_backward)
+
+
 def _dense(width, dtype, name):
-  xavier = nn.initializers.xavier_uniform()
-  return nn.Dense(width, dtype=dtype, kernel_init=xavier, name=name)
+  return nn.Dense(
+    width,
+    dtype=dtype,
+    kernel_init=nn.initializers.xavier_uniform(),
+    dot_general=lambda x, w, dims, **options: _product(x, w),
+    name=name,
+  )
 
 
 def _norm(name):
