@@ -1,9 +1,10 @@
 """Optimisers and schedules, as the papers have them. Needs jax and optax alone.
 
 The step is counted once, outside; schedules of the rate and the decay are read
-there and handed inwards, so that freezing a part resets its moments and not its
-schedule. Paths of parameters are as in "encoder/layer1_0_conv1/kernel"; patterns
-are regular expressions that may match anywhere in them.
+there and handed inwards, so that a part that was frozen begins with fresh
+moments and goes on with the schedule. Paths of parameters are as in
+"encoder/layer1_0_conv1/kernel"; patterns are regular expressions that may match
+anywhere in them.
 """
 
 import math
@@ -19,8 +20,6 @@ from ssljax import errors
 
 Schedule = Callable[[jax.Array], jax.Array]
 
-_DURATIONS = ("steps", "epochs", "examples", "percent")
-
 
 def steps_of(
   durations: dict,
@@ -32,27 +31,29 @@ def steps_of(
 ) -> int:
   """Reads one of `<prefix>_steps`, `_epochs`, `_examples`, `_percent`.
 
-  Percent is of all steps. None given is 0 steps.
+  As `steps` of google-research/big_vision `utils.py`: percent is a fraction of
+  `total_steps`, and what is not zero is at least one step. None given is 0.
 
   Raises:
-    UserError: more than one is given.
+    UserError: more than one is given, or a percent outside [0, 1].
   """
-  given = {
-    unit: durations[f"{prefix}_{unit}"]
-    for unit in _DURATIONS
-    if durations.get(f"{prefix}_{unit}") is not None
+  scale = {
+    "steps": 1,
+    "epochs": num_examples / batch_size,
+    "examples": 1 / batch_size,
+    "percent": total_steps,
   }
+  given = {unit: durations.get(f"{prefix}_{unit}") for unit in scale}
+  given = {unit: value for unit, value in given.items() if value is not None}
   if len(given) > 1:
     names = " and ".join(f"{prefix}_{unit}" for unit in given)
     raise errors.UserError(f"the schedule has {names}: give one of them")
+  if not 0 <= given.get("percent", 0) <= 1:
+    raise errors.UserError(
+      f"{prefix}_percent={given['percent']}: give a fraction in [0, 1]"
+    )
   for unit, value in given.items():
-    scale = {
-      "steps": 1,
-      "epochs": num_examples / batch_size,
-      "examples": 1 / batch_size,
-      "percent": total_steps / 100,
-    }
-    return round(value * scale[unit])
+    return max(1, round(value * scale[unit])) if value else 0
   return 0
 
 
@@ -77,26 +78,36 @@ def schedule(
   base: float,
   total_steps: int,
   warmup_steps: int = 0,
+  warmup_init: float = 0.0,
   end: float = 0.0,
   milestones: tuple[float, ...] = (),
   factor: float = 0.1,
 ) -> Schedule:
-  """Returns `step -> value`: a linear warm-up from zero, then `name`.
+  """Returns `step -> value`: a linear warm-up, then `name`.
 
   Args:
     name: "constant", "linear" or "cosine" to `end` at `total_steps`, or "step":
       times `factor` at each of `milestones`.
     base: the value after the warm-up.
     total_steps: of the run.
-    warmup_steps: step 0 has value 0, step `warmup_steps` has `base`.
+    warmup_steps: step 0 has `warmup_init`, step `warmup_steps` has `base`.
+    warmup_init: the first value of the warm-up.
     end: the last value of "linear" and "cosine".
     milestones: as fractions of `total_steps`.
     factor: for "step".
+
+  Raises:
+    UserError: an unknown name, a warm-up longer than the run, or "step" without
+      milestones in (0, 1).
   """
   if warmup_steps > total_steps:
     raise errors.UserError(
       f"the warm-up of {warmup_steps} steps is longer than the run of "
       f"{total_steps}: shorten it by config.schedule"
+    )
+  if name == "step" and not (milestones and all(0 < m < 1 for m in milestones)):
+    raise errors.UserError(
+      f"schedule step has milestones={milestones}: give fractions of the run"
     )
   rest = max(total_steps - warmup_steps, 1)
 
@@ -122,7 +133,7 @@ def schedule(
 
   def value(step):
     step = jnp.asarray(step, jnp.float32)
-    warm = base * step / max(warmup_steps, 1)
+    warm = warmup_init + (base - warmup_init) * step / max(warmup_steps, 1)
     return jnp.where(step < warmup_steps, warm, shapes[name](step))
 
   return value
@@ -140,7 +151,7 @@ def ema_schedule(decay: float, total_steps: int) -> Schedule:
 
 
 class State(NamedTuple):
-  count: jax.Array  # int32 [], the step that schedules read
+  count: jax.Array  # int32 [], steps done
   inner: optax.OptState
 
 
@@ -163,51 +174,58 @@ def make(
       name for what else it takes.
     learning_rate: a number or `step -> number`.
     weight_decay: a number or `step -> number`.
-    decay_exclude: patterns of parameters without decay (LARS: and without
-      adaptation); "1d" stands for arrays of less than two dimensions.
-    clip_global_norm: the gradients' norm is cut to it.
+    decay_exclude: patterns of parameters without decay (LARS and LAMB: and
+      without adaptation); "1d" stands for arrays of less than two dimensions.
+    clip_global_norm: the gradients' norm is cut to it, frozen ones counted.
     clip_by_param: the norm of each parameter's gradient is (DINO).
     groups: dicts of `match` with `lr_mult` or `weight_decay` or both; the first
-      that matches a parameter holds.
+      that matches a parameter holds, also before `decay_exclude`.
     freeze: dicts of `match` and `steps`, see `freeze_until`.
     **hyper: of the optimiser.
 
   Raises:
-    UserError: an unknown optimiser, or an option that it does not have.
+    UserError: an unknown optimiser, an option that it does not have, or a
+      pattern that is not one; in `init`, one of `groups` or `freeze` that no
+      parameter matches.
   """
-  makers = {"sgd": sgd, "adamw": adamw, "lamb": lamb, "lars": lars, "larc": larc}
+  makers = dict(sgd=sgd, adamw=adamw, lamb=lamb, lars=lars, larc=larc)
   if name not in makers:
     raise errors.UserError(
       f"unknown optimizer {name!r}: choose among {', '.join(makers)}"
     )
-  excluded = lambda path, x: _matches(decay_exclude, path, x)
+  _check(groups, (*decay_exclude, *(part.get("match") for part in freeze)))
+  excluded = lambda path, w: _matches(decay_exclude, path, w)
 
-  def decay_of(path, x, current):
-    for group in groups:
-      if "weight_decay" in group and re.search(group["match"], path):
-        return group["weight_decay"]
-    return 0.0 if excluded(path, x) else current
+  def in_group(path, key, otherwise):
+    found = (g for g in groups if re.search(g["match"], path))
+    return next(found, {}).get(key, otherwise)
 
   try:
-    tx = makers[name](decay_of=decay_of, excluded=excluded, **hyper)
+    tx = makers[name](excluded=excluded, **hyper)
+    for part in freeze:
+      tx = freeze_until(tx=tx, **part)
   except TypeError as e:
     raise errors.UserError(f"optimizer {name}: {e}") from e
-  for part in freeze:
-    tx = freeze_until(part["steps"], tx, part["match"])
-  tx = optax.chain(
-    *([_clip_each(clip_by_param)] if clip_by_param else []),
-    *([optax.clip_by_global_norm(clip_global_norm)] if clip_global_norm else []),
-    tx,
-    *([_scale_groups(groups)] if groups else []),
-  )
-  return _scheduled(tx, learning_rate, weight_decay)
+  if clip_global_norm:
+    tx = optax.chain(optax.clip_by_global_norm(clip_global_norm), tx)
+  if clip_by_param:
+    tx = optax.chain(_clip_each(clip_by_param), tx)
 
+  # Trees like the parameters, so that masks reach them too.
+  def rates(params, rate):
+    of = lambda path, w: rate * in_group(path, "lr_mult", 1.0)
+    return _map_with_path(of, params)
 
-def _scheduled(tx, learning_rate, weight_decay):
-  """Counts steps, and hands the rate and the decay of the step to `tx`."""
+  def decays(params, decay):
+    of = lambda path, w: in_group(
+      path, "weight_decay", 0.0 if excluded(path, w) else decay
+    )
+    return _map_with_path(of, params)
+
   read = lambda value, step: value(step) if callable(value) else value
 
   def init(params):
+    _check_matches([part["match"] for part in (*groups, *freeze)], params)
     return State(jnp.zeros([], jnp.int32), tx.init(params))
 
   def update(grads, state, params):
@@ -215,80 +233,62 @@ def _scheduled(tx, learning_rate, weight_decay):
       grads,
       state.inner,
       params,
-      step=state.count,
-      learning_rate=read(learning_rate, state.count),
-      weight_decay=read(weight_decay, state.count),
+      rates=rates(params, read(learning_rate, state.count)),
+      decays=decays(params, read(weight_decay, state.count)),
     )
     return updates, State(state.count + 1, inner)
 
   return optax.GradientTransformation(init, update)
 
 
-def sgd(*, decay_of, excluded, momentum=0.9, nesterov=False):
+def sgd(*, excluded, momentum=0.9, nesterov=False):
   """SGD as torch.optim has it: the decay joins the gradient before momentum."""
   del excluded
   return optax.chain(
-    _add_decay(decay_of),
+    _add_decay(),
     optax.trace(momentum, nesterov=nesterov),
     _times_rate(),
   )
 
 
-def adamw(*, decay_of, excluded, b1=0.9, b2=0.999, eps=1e-8):
+def adamw(*, excluded, b1=0.9, b2=0.999, eps=1e-8):
   """AdamW as torch.optim has it: the decay is decoupled, times the rate."""
   del excluded
-  return optax.chain(
-    optax.scale_by_adam(b1, b2, eps), _add_decay(decay_of), _times_rate()
-  )
+  return optax.chain(_scale_by_adam(b1, b2, eps), _add_decay(), _times_rate())
 
 
-def lamb(*, decay_of, excluded, b1=0.9, b2=0.999, eps=1e-6):
-  """LAMB: You et al. 2019, arXiv:1904.00962, algorithm 2."""
-  del excluded
+def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6):
+  """LAMB: You et al. 2019, arXiv:1904.00962, algorithm 2.
+
+  What is excluded from decay has no adaptation either, as in the authors'
+  google-research/albert `lamb_optimizer.py`; which, unlike the paper and this,
+  does not correct the moments' bias.
+  """
   return optax.chain(
-    optax.scale_by_adam(b1, b2, eps),
-    _add_decay(decay_of),
-    optax.scale_by_trust_ratio(),
+    _scale_by_adam(b1, b2, eps),
+    _add_decay(),
+    _adapt(excluded, 1.0),
     _times_rate(),
   )
 
 
-def lars(*, decay_of, excluded, momentum=0.9, eeta=0.001, nesterov=False):
+def lars(*, excluded, momentum=0.9, eeta=0.001, nesterov=False):
   """LARS as google-research/simclr `lars_optimizer.py` has it.
 
   v <- momentum v + rate trust (g + decay w), w <- w - v: the rate is inside the
   momentum. Trust is eeta |w| / |g + decay w|; parameters that are excluded have
   neither decay nor trust.
   """
-
-  def init(params):
-    return jax.tree.map(jnp.zeros_like, params)
-
-  def update(grads, state, params, *, learning_rate, weight_decay, **unused):
-    del unused
-
-    def step_of(path, g, w):
-      g = g + decay_of(path, w, weight_decay) * w
-      trust = 1.0
-      if not excluded(path, w):
-        w_norm, g_norm = jnp.linalg.norm(w), jnp.linalg.norm(g)
-        trust = eeta * w_norm / jnp.where(g_norm > 0, g_norm, 1.0)
-        trust = jnp.where((w_norm > 0) & (g_norm > 0), trust, 1.0)
-      return learning_rate * trust * g
-
-    steps = _map_with_path(step_of, grads, params)
-    state = jax.tree.map(lambda v, s: momentum * v + s, state, steps)
-    updates = state
-    if nesterov:
-      updates = jax.tree.map(lambda v, s: momentum * v + s, state, steps)
-    return jax.tree.map(jnp.negative, updates), state
-
-  return optax.GradientTransformationExtraArgs(init, update)
+  return optax.chain(
+    _add_decay(),
+    _adapt(excluded, eeta),
+    _times_rate(),
+    optax.trace(momentum, nesterov=nesterov),
+  )
 
 
 def larc(
   *,
-  decay_of,
   excluded,
   momentum=0.9,
   nesterov=False,
@@ -300,84 +300,106 @@ def larc(
   """LARC as NVIDIA/apex `parallel/LARC.py` has it around SGD; SwAV uses it.
 
   g <- (g + decay w) a, where a = trust_coefficient |w| / (|g| + decay |w| +
-  eps); `clip` cuts a / rate at 1, which bounds the whole rate by the rate given.
+  eps); `clip` makes it min(a / rate, 1), so that the rate given is the most.
+  vturrisi/solo-learn `lars.py` is this with clip, trust_coefficient 0.02 and
+  exclude_from_adaptation, which leaves plain SGD to what `decay_exclude` finds.
   """
 
-  def update(grads, state, params, *, learning_rate, weight_decay, **unused):
-    del unused
+  def adapt(path, g, w, rate, decay):
+    if exclude_from_adaptation and excluded(path, w):
+      return g + decay * w
+    w_norm, g_norm = jnp.linalg.norm(w), jnp.linalg.norm(g)
+    a = trust_coefficient * w_norm / (g_norm + decay * w_norm + eps)
+    if clip:
+      a = jnp.minimum(a / rate, 1.0)
+    # Where a norm is zero apex leaves the gradient alone, and adds no decay.
+    return jnp.where((w_norm != 0) & (g_norm != 0), (g + decay * w) * a, g)
 
-    def scaled(path, g, w):
-      decay = decay_of(path, w, weight_decay)
-      if exclude_from_adaptation and excluded(path, w):
-        return g + decay * w
-      w_norm, g_norm = jnp.linalg.norm(w), jnp.linalg.norm(g)
-      a = trust_coefficient * w_norm / (g_norm + decay * w_norm + eps)
-      if clip:
-        a = jnp.minimum(a / learning_rate, 1.0)
-      # Where a norm is zero apex leaves the gradient alone, decay included.
-      return jnp.where((w_norm != 0) & (g_norm != 0), (g + decay * w) * a, g)
-
-    return _map_with_path(scaled, grads, params), state
-
-  adapt = optax.GradientTransformationExtraArgs(
-    lambda params: optax.EmptyState(), update
-  )
   return optax.chain(
-    adapt, optax.trace(momentum, nesterov=nesterov), _times_rate()
+    _by_param(adapt), optax.trace(momentum, nesterov=nesterov), _times_rate()
   )
 
 
-def freeze_until(steps: int, tx, match: str):
+def freeze_until(
+  steps: int, tx: optax.GradientTransformation, match: str
+) -> optax.GradientTransformation:
   """No update, no decay and no moments for what `match` finds, for `steps`.
 
   Not the same as gradients of zero, which let decay and momentum go on. After
-  `steps`, moments begin as at step 0, and schedules go on.
+  `steps`, `tx` begins for these parameters as at step 0; schedules of `make` go
+  on, but those that `tx` itself counts begin too.
   """
   tx = optax.with_extra_args_support(tx)
 
-  def update(grads, state, params, *, step, **extra):
-    updates, new = tx.update(grads, state, params, step=step, **extra)
-    thawed = step >= steps
+  def init(params):
+    return State(jnp.zeros([], jnp.int32), tx.init(params))
+
+  def update(grads, state, params=None, **extra):
+    updates, inner = tx.update(grads, state.inner, params, **extra)
+    thawed = state.count >= steps
     keep = lambda a, b: jnp.where(thawed, a, b)
     zeros = jax.tree.map(jnp.zeros_like, updates)
-    return jax.tree.map(keep, updates, zeros), jax.tree.map(keep, new, state)
+    inner = jax.tree.map(keep, inner, state.inner)
+    return jax.tree.map(keep, updates, zeros), State(state.count + 1, inner)
 
-  late = optax.GradientTransformationExtraArgs(tx.init, update)
+  late = optax.GradientTransformationExtraArgs(init, update)
   labels = lambda params: _map_with_path(
     lambda path, x: "late" if re.search(match, path) else "now", params
   )
-  return optax.partition({"late": late, "now": tx}, labels)
+  return optax.partition(
+    {"late": late, "now": tx}, labels, mask_compatible_extra_args=True
+  )
 
 
-def _add_decay(decay_of):
-  def update(grads, state, params, *, weight_decay, **unused):
-    del unused
-    add = lambda path, g, w: g + decay_of(path, w, weight_decay) * w
-    return _map_with_path(add, grads, params), state
+def _scale_by_adam(b1, b2, eps):
+  """As `optax.scale_by_adam`, but 1 - b**count to float32's last digit.
+
+  optax' own loses 1e-5 of the first steps' updates where b2 is 0.999.
+  """
+
+  def init(params):
+    zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+    return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros(), zeros())
+
+  def update(grads, state, params=None):
+    del params
+    count = state.count + 1
+    correction = lambda b: -jnp.expm1(count * (math.log(b) if b else -math.inf))
+    c1, c2 = correction(b1), correction(b2)
+    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+    scaled = lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps)
+    updates = jax.tree.map(scaled, mu, nu)
+    return updates, optax.ScaleByAdamState(count, mu, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _by_param(function):
+  """`function(path, update, w, rate, decay)` for each parameter."""
+
+  def update(updates, state, params, *, rates, decays):
+    return _map_with_path(function, updates, params, rates, decays), state
 
   return optax.GradientTransformationExtraArgs(
     lambda params: optax.EmptyState(), update
   )
+
+
+def _add_decay():
+  return _by_param(lambda path, g, w, rate, decay: g + decay * w)
 
 
 def _times_rate():
-  def update(updates, state, params=None, *, learning_rate, **unused):
-    del params, unused
-    return jax.tree.map(lambda u: -learning_rate * u, updates), state
+  return _by_param(lambda path, u, w, rate, decay: -rate * u)
 
-  return optax.GradientTransformationExtraArgs(
-    lambda params: optax.EmptyState(), update
+
+def _adapt(excluded, coefficient):
+  """Times coefficient |w| / |u|, but for what is excluded."""
+  return optax.masked(
+    optax.scale_by_trust_ratio(trust_coefficient=coefficient),
+    lambda tree: _map_with_path(lambda *a: not excluded(*a), tree),
   )
-
-
-def _scale_groups(groups):
-  def scale(path, u):
-    for group in groups:
-      if re.search(group["match"], path):
-        return u * group.get("lr_mult", 1.0)
-    return u
-
-  return optax.stateless(lambda updates, _: _map_with_path(scale, updates))
 
 
 def _clip_each(norm):
@@ -387,6 +409,30 @@ def _clip_each(norm):
     return g * jnp.minimum(1.0, norm / (jnp.linalg.norm(g) + 1e-6))
 
   return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+def _check(groups, patterns):
+  keys = {"match", "lr_mult", "weight_decay"}
+  for group in groups:
+    if "match" not in group or set(group) - keys:
+      raise errors.UserError(
+        f"group {dict(group)}: give match, and lr_mult or weight_decay or both"
+      )
+  for pattern in [*patterns, *(group["match"] for group in groups)]:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as e:
+      raise errors.UserError(f"not a pattern: {pattern!r} ({e})") from e
+
+
+def _check_matches(patterns, params):
+  paths = jax.tree.leaves(_map_with_path(lambda path, w: path, params))
+  for pattern in patterns:
+    if not any(re.search(pattern, path) for path in paths):
+      raise errors.UserError(
+        f"no parameter matches {pattern!r}: patterns are for paths like "
+        f"{paths[-1]}"
+      )
 
 
 def _matches(patterns, path, x):

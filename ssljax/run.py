@@ -218,7 +218,12 @@ def abstract_state(run: Run):
 
 def init_state(run: Run) -> core.TrainState:
   """The state before the first step, on the mesh."""
-  init = jax.jit(init_fn(run), out_shardings=sharding.replicated(run.mesh))
+  init = jax.jit(
+    init_fn(run),
+    out_shardings=sharding.replicated(run.mesh),
+    # It runs once: compiling it with care takes longer than running it.
+    compiler_options={"xla_backend_optimization_level": 0},
+  )
   return init(jax.random.key(run.config.seed))
 
 

@@ -286,6 +286,25 @@ def test_vit_scan_and_remat_change_nothing(options):
   jax.tree.map(close, expected, run(stacked, scan=True, remat=True))
 
 
+def test_vit_product_gradients():
+  x = jax.random.normal(jax.random.key(0), (8, 5, 4))
+  w = jax.random.normal(jax.random.key(1), (4, 6))
+  loss = lambda product, x, w: jnp.sin(product(x, w)).sum()
+  grad = lambda product: jax.grad(functools.partial(loss, product), (0, 1))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, grad(vit._product)(x, w), grad(jnp.matmul)(x, w))
+  # Weights that a shard_map replicates get the sum over devices, as JAX's do.
+  mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+  rows, same = jax.P("data"), jax.P()
+  spread = jax.shard_map(
+    grad(vit._product),
+    mesh=mesh,
+    in_specs=(rows, same),
+    out_specs=(rows, same),
+  )
+  jax.tree.map(close, jax.jit(spread)(x, w), grad(jnp.matmul)(x, w))
+
+
 def test_vit_scan_inits_blocks_apart():
   module = vit.make(variant="Mu/2", scan=True)
   kernel = start(module, images(), "blocks", "qkv", "kernel")

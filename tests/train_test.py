@@ -50,8 +50,8 @@ def command(*args):
 
 
 def environment(**extra):
-  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **extra}
-  return env
+  flags = "--xla_backend_optimization_level=0 " + extra.pop("XLA_FLAGS", "")
+  return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **extra}
 
 
 def ssljax(*args, status=0, **env):
