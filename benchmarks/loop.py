@@ -59,7 +59,8 @@ def main():
     args.config,
     [f"--config.steps={args.steps + 1}", "--config.eval.last=False"],
   )
-  pairs = [(bare(config, args.steps), looped(config)) for _ in range(args.rounds)]
+  rounds = range(args.rounds)
+  pairs = [(bare(config, args.steps), looped(config)) for _ in rounds]
   bares, loops = map(list, zip(*pairs))
   print(
     json.dumps(
@@ -67,9 +68,7 @@ def main():
         "config": args.config,
         "bare_step_s": round(statistics.median(bares), 5),
         "loop_step_s": round(statistics.median(loops), 5),
-        "ratio": round(
-          statistics.median(loops) / statistics.median(bares), 4
-        ),
+        "ratio": round(statistics.median(loops) / statistics.median(bares), 4),
       }
     )
   )

@@ -124,9 +124,10 @@ def make_train_step(
   """
 
   def forward(params, method_state, batch, step):
+    keys = batch["key"]
     if augment is not None:
-      batch = augment(batch | {"key": _fold_in(batch["key"], 0)})
-    batch = batch | {"key": _fold_in(batch["key"], 1)}
+      batch = augment(batch | {"key": _fold_in(keys, 0)})
+    batch = batch | {"key": _fold_in(keys, 1)}
     features, method_state = method.forward(
       params, method_state, batch, step=step, train=True
     )

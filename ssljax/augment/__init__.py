@@ -107,9 +107,7 @@ def _random(key, x, i, size, options):
   if not colour:
     jitter[2:] = 0.0, 0.0
   if any(jitter):
-    x = ops.color_jitter(
-      keys[:, 2], x, strengths=jitter, p=options["jitter_p"]
-    )
+    x = ops.color_jitter(keys[:, 2], x, strengths=jitter, p=options["jitter_p"])
   if colour and options["gray_p"]:
     x = ops.random_grayscale(keys[:, 3], x, p=options["gray_p"])
   kernel = options["blur_kernel"] or 2 * (size[0] // 20) + 1

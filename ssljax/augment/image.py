@@ -162,7 +162,8 @@ def color_jitter(key, x, *, strengths, p=1.0):
   applied = u[:, 3] < p
   factors = jnp.where(applied[:, None], factors, 1.0)
   # Four uniforms sorted are a uniform permutation; hue is the fourth.
-  order = jnp.argsort(jnp.argsort(u[:, 4:8], axis=1), axis=1)  # place of each op
+  places = jnp.argsort(u[:, 4:8], axis=1)
+  order = jnp.argsort(places, axis=1)  # of each op
   mixed = 3 if colour else 2
 
   def mix(x, place, active):

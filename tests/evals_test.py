@@ -1,0 +1,250 @@
+"""Evaluation protocols against scikit-learn, and at their extremes."""
+
+import gzip
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+from sklearn import datasets
+from sklearn import linear_model
+from sklearn import neighbors
+
+from ssljax import errors
+from ssljax.evals import knn
+from ssljax.evals import linear_probe
+
+PROTOCOLS = {"knn": knn.knn, "linear": linear_probe.linear_probe}
+BOTH = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+
+
+@pytest.fixture(scope="module")
+def digits():
+  """(train_x [1400 64], train_y, test_x [397 64], test_y)"""
+  x, y = datasets.load_digits(return_X_y=True)
+  order = np.random.default_rng(0).permutation(len(x))
+  x, y = x[order].astype(np.float32) / 16, y[order].astype(np.int32)
+  return x[:1400], y[:1400], x[1400:], y[1400:]
+
+
+def noisy(sets):
+  """With a third of the training labels drawn anew: neighbours disagree."""
+  x, y, *test = sets
+  rng = np.random.default_rng(1)
+  wrong = rng.random(len(y)) < 1 / 3
+  return x, np.where(wrong, rng.integers(0, 10, len(y)), y), *test
+
+
+@pytest.mark.parametrize("k, temperature", [(20, 0.1), (5, 1.0), (200, 0.02)])
+def test_knn_is_scikit_learns(digits, k, temperature):
+  train_x, train_y, test_x, test_y = noisy(digits)
+  reference = neighbors.KNeighborsClassifier(
+    k,
+    metric="cosine",
+    weights=lambda distance: np.exp((1 - distance) / temperature),
+  ).fit(train_x, train_y)
+  got = knn.knn(
+    train_x,
+    train_y,
+    test_x,
+    test_y,
+    num_classes=10,
+    k=k,
+    temperature=temperature,
+  )
+  assert type(got["accuracy"]) is float
+  assert got["accuracy"] == reference.score(test_x, test_y)
+  assert got["protocol"].startswith(f"knn/1 k={k} ")
+
+
+def test_knn_in_blocks_is_the_same_and_compiles_once(digits, monkeypatch):
+  sets = noisy(digits)
+  whole = knn.knn(*sets, num_classes=10)
+  monkeypatch.setattr(knn, "_BLOCK", 50 * 1400)  # 397 is not a multiple of 50
+  before = knn._predict._cache_size()
+  assert knn.knn(*sets, num_classes=10) == whole
+  assert knn._predict._cache_size() == before + 1
+
+
+def test_knn_weighs_by_similarity():
+  # One at the same place against two at right angles: e^10 against 2.
+  train_x = np.float32([[0, 1], [0, 2], [3, 0]])
+  label = np.int32([0, 0, 1])
+  test = np.float32([[1, 0]]), np.int32([1])
+  of = lambda **kw: knn.knn(train_x, label, *test, num_classes=2, k=3, **kw)
+  assert of()["accuracy"] == 1.0
+  assert of(temperature=1e-4)["accuracy"] == 1.0  # e^10000 is no float32
+  assert of(temperature=10.0)["accuracy"] == 0.0
+
+
+def test_knn_takes_the_first_of_equals():
+  x = np.ones((30, 4), np.float32)
+  y = np.int32([3] * 11 + [1] * 19)
+  got = knn.knn(x, y, x, y, num_classes=4, k=20)
+  assert got["accuracy"] == 11 / 30
+  y = np.int32([3] * 10 + [1] * 20)  # ten votes each: the lower label
+  got = knn.knn(x, y, x, y, num_classes=4, k=20)
+  assert got["accuracy"] == 20 / 30
+
+
+def test_linear_reaches_scikit_learn(digits):
+  train_x, train_y, test_x, test_y = digits
+  got = linear_probe.linear_probe(*digits, num_classes=10)
+  mean, std = train_x.mean(0), train_x.std(0) + 1e-6
+  best = max(
+    linear_model.LogisticRegression(C=c, max_iter=500)
+    .fit((train_x - mean) / std, train_y)
+    .score((test_x - mean) / std, test_y)
+    for c in (0.01, 0.1, 1.0)
+  )
+  assert type(got["accuracy"]) is float
+  assert got["accuracy"] >= best - 0.0051  # two of 397
+  assert set(got["chosen"]) == {"rate", "decay"}
+  assert got["protocol"].startswith("linear/1 ")
+
+
+def test_linear_finds_the_minimum(digits):
+  train_x, train_y, *_ = digits
+  n, decay = 400, 0.01  # one batch: no noise is left at the end
+  mean, scale = linear_probe._standardization(train_x[:n])
+  x, variance, _ = linear_probe._principal((train_x[:n] - mean) / scale)
+  weights = linear_probe._fit(
+    jax.random.key(0),
+    jnp.asarray(x),
+    jnp.asarray(train_y[:n]),
+    variance,
+    np.arange(n),
+    np.float32([[decay, 0.3]]),
+    num_classes=10,
+  )
+  reference = linear_model.LogisticRegression(
+    C=1 / (n * decay), tol=1e-8, max_iter=5000
+  ).fit(x, train_y[:n])
+  ours = np.asarray(weights[:, 0], np.float64)
+  bias = ours[-1] - ours[-1].mean()
+  np.testing.assert_allclose(ours[:-1], reference.coef_.T, atol=2e-3)
+  np.testing.assert_allclose(bias, reference.intercept_, atol=2e-3)
+
+  def objective(w, bias):
+    logits = x @ w + bias
+    of_label = logits[np.arange(n), train_y[:n]]
+    entropy = special.logsumexp(logits, axis=1) - of_label
+    return entropy.mean() + decay / 2 * np.sum(w**2)
+
+  least = objective(reference.coef_.T, reference.intercept_)
+  assert abs(objective(ours[:-1], bias) - least) < 1e-5 * least
+
+
+def test_linear_does_not_mind_how_features_are_mixed(digits):
+  train_x, train_y, test_x, test_y = digits
+  rng = np.random.default_rng(0)
+  mix = rng.standard_normal((64, 64)).astype(np.float32)
+  # A direction that all share and that drowns the rest, at a tiny scale.
+  common = lambda x: 1e-6 * (x @ mix + 200 * x.sum(1, keepdims=True))
+  got = linear_probe.linear_probe(
+    common(train_x), train_y, common(test_x), test_y, num_classes=10
+  )
+  assert got["accuracy"] > 0.96
+
+
+def test_linear_with_more_features_than_examples(digits):
+  train_x, train_y, test_x, test_y = digits
+  rng = np.random.default_rng(0)
+  project = rng.standard_normal((64, 300)).astype(np.float32)
+  wide = lambda x: np.maximum(x @ project, 0)
+  got = linear_probe.linear_probe(
+    wide(train_x[:200]), train_y[:200], wide(test_x), test_y, num_classes=10
+  )
+  reference = linear_model.LogisticRegression(max_iter=500).fit(
+    wide(train_x[:200]), train_y[:200]
+  )
+  assert got["accuracy"] > reference.score(wide(test_x), test_y) - 0.03
+
+
+def test_linear_holds_a_tenth_out():
+  # More features than examples fit any labels; not those that are held out.
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((200, 300)).astype(np.float32)
+  y = rng.integers(0, 10, 200)
+  got = linear_probe.linear_probe(x, y, x, y, num_classes=10)
+  assert got["accuracy"] == 1.0  # fitted on all of it
+  assert got["held_out_accuracy"] < 0.5
+
+
+def test_linear_never_chooses_by_the_test_set_and_repeats(digits):
+  train_x, train_y, test_x, test_y = digits
+  sets = train_x, train_y, test_x, test_y
+  a, b = (linear_probe.linear_probe(*sets, num_classes=10) for _ in range(2))
+  assert a == b
+  c = linear_probe.linear_probe(
+    train_x, train_y, test_x, (test_y + 1) % 10, num_classes=10
+  )
+  assert c["accuracy"] < 0.1
+  for name in ("chosen", "held_out_accuracy"):
+    assert c[name] == a[name]
+
+
+@BOTH
+def test_chance_where_there_is_nothing_to_learn(protocol):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2400, 8)).astype(np.float32)
+  y = rng.integers(0, 10, 2400)
+  got = protocol(x[:1400], y[:1400], x[1400:], y[1400:], num_classes=10)
+  assert abs(got["accuracy"] - 0.1) < 0.04  # four standard errors
+
+
+@BOTH
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_constant_features(protocol, value):
+  x = np.full((1400, 8), value, np.float32)
+  y = np.int32([2] * 30 + [0] * 400 + [1] * 970)
+  got = protocol(x, y, x, y, num_classes=3)
+  # The probe's bias says the commonest; the neighbours are the first.
+  assert got["accuracy"] == (30 if protocol is knn.knn else 970) / 1400
+
+
+def changed(sets, i, value):
+  sets = [s.copy() for s in sets]
+  sets[i][(7,) + (0,) * (sets[i].ndim - 1)] = value
+  return sets
+
+
+@BOTH
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda s: changed(s, 0, np.nan), "training features hold NaN .* 1 of 140"),
+    (lambda s: changed(s, 2, np.inf), "test features hold NaN or infinity"),
+    (lambda s: changed(s, 1, 10), r"training labels are in \[0, 10\]"),
+    (lambda s: changed(s, 3, -1), "test labels"),
+    (lambda s: [s[0], s[1], s[2][:, :5], s[3]], r"test features \(397, 5\)"),
+    (lambda s: [s[0], s[1][:9], s[2], s[3]], "do not fit 9 labels"),
+    (lambda s: [s[0][:9], s[1][:9], s[2], s[3]], "9"),
+  ],
+)
+def test_mistakes_name_the_mend(protocol, change, message, digits):
+  with pytest.raises(errors.UserError, match=message) as e:
+    protocol(*change(digits), num_classes=10)
+  assert "\n" not in str(e.value)
+
+
+FASHION = "/usr/share/datasets/fashion-mnist"  # Debian: dataset-fashion-mnist
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir(FASHION), reason=f"no {FASHION}")
+def test_raw_pixels_of_fashion_mnist():
+  def read(name, offset):
+    with gzip.open(os.path.join(FASHION, name)) as f:
+      return np.frombuffer(f.read(), np.uint8, offset=offset)
+
+  sets = []
+  for part in ("train", "t10k"):
+    images = read(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 784)
+    sets += [images / np.float32(255)]
+    sets += [read(f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int32)]
+  assert abs(knn.knn(*sets, num_classes=10)["accuracy"] - 0.8447) < 0.0005
+  got = linear_probe.linear_probe(*sets, num_classes=10)
+  assert abs(got["accuracy"] - 0.846) < 0.003  # L-BFGS, fully converged
