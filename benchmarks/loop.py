@@ -54,10 +54,14 @@ def main():
   )
   parser.add_argument("--steps", type=int, default=40)
   parser.add_argument("--rounds", type=int, default=3)
-  args = parser.parse_args()
+  args, overrides = parser.parse_known_args()  # as --config.a.b=value
   config = config_lib.load(
     args.config,
-    [f"--config.steps={args.steps + 1}", "--config.eval.last=False"],
+    [
+      f"--config.steps={args.steps + 1}",
+      "--config.eval.last=False",
+      *overrides,
+    ],
   )
   rounds = range(args.rounds)
   pairs = [(bare(config, args.steps), looped(config)) for _ in rounds]

@@ -19,6 +19,7 @@ _CONFIG = "configs/simclr_resnet18_fashion_mnist.py"
 
 
 def main() -> int:
+  cli.use_huge_pages()
   cli.set_up()
   variant, dataset = "fast", "fashion_mnist"
   try:

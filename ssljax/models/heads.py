@@ -5,6 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ssljax.models import norm as norms
+
 
 class MLP(nn.Module):
   """Dense layers with ReLU between, each followed by batch norm if asked.
@@ -47,10 +49,8 @@ class MLP(nn.Module):
     widths = [x.shape[-1] if w is None else w for w in self.features]
 
     def norm(i, **options):
-      return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
+      return norms.BatchNorm(
+        train=train,
         dtype=self.dtype,
         axis_name=self.axis_name,
         name=f"bn{i}",

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssljax import errors
+from ssljax.models import norm as norms
 
 _STAGES = {
   "18": (2, 2, 2, 2),
@@ -84,10 +85,8 @@ class ResNet(nn.Module):
       kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     )
     norm = functools.partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
+      norms.BatchNorm,
+      train=train,
       dtype=self.dtype,
       axis_name=self.axis_name,
     )

@@ -1,0 +1,188 @@
+"""Views against torchvision's stored results and moments, and their contract.
+
+`tests/fidelity/make_augment.py` wrote the numbers.
+"""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import augment
+from ssljax import errors
+from ssljax.augment import image as ops
+
+STORED = np.load(
+  os.path.join(os.path.dirname(__file__), "fidelity", "augment.npz")
+)
+DRAWS = 10_000
+SIZE = 16, 20
+IMAGE = STORED["image"].astype(np.float32) / 255  # [3 20 24]
+
+
+def one(op, **options):
+  """An op without randomness on the stored image."""
+  return np.asarray(op(x=jnp.asarray(IMAGE[None]), **options))[0]
+
+
+def crop(size, interpolation):
+  """The box of 13 x 11 pixels at (3, 5), resized."""
+  n = lambda v: jnp.full((1,), float(v))
+  rows = ops.resize_matrix(20, size[0], n(3), n(13), interpolation)
+  columns = ops.resize_matrix(24, size[1], n(5), n(11), interpolation)
+  return one(ops._along_axes, rows=rows, columns=columns)
+
+
+KEY = jax.random.split(jax.random.key(0), 1)
+EXACT = {
+  "shrink_bilinear": lambda: crop((7, 8), "bilinear"),
+  "shrink_bicubic": lambda: crop((7, 8), "bicubic"),
+  "grow_bilinear": lambda: crop((28, 20), "bilinear"),
+  "grow_bicubic": lambda: crop((28, 20), "bicubic"),
+  "hue_up": lambda: one(ops.shift_hue, shift=jnp.array([0.13])),
+  "hue_down": lambda: one(ops.shift_hue, shift=jnp.array([-0.4])),
+  "grayscale": lambda: np.repeat(one(ops.grayscale), 3, axis=0),
+  "blur": lambda: one(ops.gaussian_blur, key=KEY, kernel=5, sigma=(1.3, 1.3)),
+  "solarize": lambda: one(ops.solarize, key=KEY),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_op_is_torchvisions(name):
+  np.testing.assert_allclose(EXACT[name](), STORED[f"exact/{name}"], atol=2e-6)
+
+
+def jitter(*strengths, p=1.0):
+  return functools.partial(ops.color_jitter, strengths=strengths, p=p)
+
+
+def moco_v2(key, x):
+  """The preset, through `augment.make`."""
+  image = jnp.round(255 * x).astype(jnp.uint8).transpose(0, 2, 3, 1)
+  views = augment.make("moco_v2", size=SIZE, views=1, blur_kernel=3)
+  return views({"image": image, "key": key})["views"][:, 0].transpose(
+    0, 3, 1, 2
+  )
+
+
+RANDOM = {
+  "crop_bilinear": functools.partial(ops.random_resized_crop, size=SIZE),
+  "crop_bicubic": functools.partial(
+    ops.random_resized_crop,
+    size=SIZE,
+    area=(0.2, 1.0),
+    interpolation="bicubic",
+  ),
+  "flip": functools.partial(ops.random_flip, p=0.3),
+  "brightness": jitter(0.8, 0.0, 0.0, 0.0),
+  "contrast": jitter(0.0, 0.8, 0.0, 0.0),
+  "saturation": jitter(0.0, 0.0, 0.8, 0.0),
+  "hue": jitter(0.0, 0.0, 0.0, 0.2),
+  "jitter": jitter(0.8, 0.8, 0.8, 0.2, p=0.8),
+  "jitter_grey": jitter(0.4, 0.4, 0.0, 0.0, p=0.8),
+  "grayscale": functools.partial(ops.random_grayscale, p=0.2),
+  "blur": functools.partial(ops.gaussian_blur, kernel=5, p=0.5),
+  "solarize": functools.partial(ops.solarize, p=0.2),
+  "preset_moco_v2": moco_v2,
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_moments_are_torchvisions(name):
+  """Means and variances of 10,000 draws, within six standard errors."""
+  mean, var, fourth = STORED[f"moments/{name}"].astype(np.float64)
+  start = IMAGE[: len(mean)]
+  keys = jax.random.split(jax.random.key(1), DRAWS)
+  draw = jax.jit(
+    lambda keys: RANDOM[name](
+      keys, jnp.broadcast_to(start, (len(keys), *start.shape))
+    )
+  )
+  draws = np.concatenate([draw(k) for k in np.split(keys, 4)]).astype(float)
+  # Both sides are estimates, so that the error's variance counts twice.
+  error = np.sqrt(2 * var / DRAWS) + 1e-6
+  assert (np.abs(draws.mean(axis=0) - mean) / error).max() < 6
+  error = np.sqrt(2 * np.maximum(fourth - var**2, 0) / DRAWS) + 1e-6
+  assert (np.abs(draws.var(axis=0) - var) / error).max() < 6
+
+
+def batch_of(n, c=3, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "image": rng.integers(0, 256, (n, 16, 16, c), np.uint8),
+    "key": jax.random.split(jax.random.key(seed), n),
+    "index": np.arange(n),
+  }
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("name", augment.PRESETS)
+def test_presets_give_views_of_any_number_of_channels(name, channels):
+  views = augment.make(name, size=(12, 12), **_local(name))
+  out = jax.jit(views)(batch_of(4, channels))
+  count = {"none": 1, "mae": 1}.get(name, 2)
+  assert out["views"].shape == (4, count, 12, 12, channels)
+  assert out["views"].dtype == jnp.float32
+  assert np.isfinite(out["views"]).all()
+  assert "image" not in out and "index" in out
+  if name == "multi_crop":
+    assert out["local_views"].shape == (4, 8, 6, 6, channels)
+
+
+def _local(name):
+  return {"local_size": (6, 6)} if name == "multi_crop" else {}
+
+
+def test_a_view_depends_on_its_own_key_alone():
+  views = jax.jit(augment.make("simclr", size=(12, 12)))
+  whole = batch_of(8)
+  part = jax.tree.map(lambda x: x[2:5], whole)
+  # Another batch size is another program: equal to rounding.
+  np.testing.assert_allclose(
+    views(whole)["views"][2:5], views(part)["views"], atol=1e-5
+  )
+  same = whole | {"image": np.repeat(whole["image"][:1], 8, axis=0)}
+  out = np.asarray(views(same)["views"]).reshape(16, -1)
+  distance = np.abs(out[:, None] - out[None]).max(-1)
+  assert (distance + np.eye(16) > 1e-3).all()  # no two draws are equal
+
+
+def test_views_of_byol_differ_in_blur_and_solarisation():
+  image = np.full((4096, 8, 8, 3), 204, np.uint8)
+  batch = {"image": image, "key": jax.random.split(jax.random.key(0), 4096)}
+  views = augment.make(
+    "byol", size=(8, 8), mean=None, std=None, strength=0.0, gray_p=0.0
+  )
+  out = np.asarray(jax.jit(views)(batch)["views"]).mean(axis=(2, 3, 4))
+  inverted = np.mean(out < 0.5, axis=0)
+  np.testing.assert_allclose(inverted, [0.0, 0.2], atol=0.03)
+
+
+def test_evaluation_crops_the_centre_and_normalises():
+  batch = batch_of(2)
+  out = augment.make("none", size=(16, 16), mean=(0.5,), std=(0.25,))(batch)
+  expected = (batch["image"] / np.float32(255) - 0.5) / 0.25
+  np.testing.assert_allclose(out["views"][:, 0], expected, atol=1e-6)
+  small = augment.make("none", size=(8, 8), crop=0.5)(batch)["views"][:, 0]
+  centre = batch["image"][:, 4:12, 4:12] / np.float32(255)
+  np.testing.assert_allclose(small, centre, atol=1e-6)
+
+
+def test_a_blur_wider_than_the_image_and_colour_ops_on_grey_are_refused():
+  x = jnp.zeros((1, 1, 4, 4))
+  with pytest.raises(ValueError, match="blur kernel of 9"):
+    ops.gaussian_blur(KEY, x, kernel=9)
+  with pytest.raises(ValueError, match="3 channels"):
+    ops.random_grayscale(KEY, x)
+  with pytest.raises(ValueError, match="3 channels"):
+    ops.color_jitter(KEY, x, strengths=(0.0, 0.0, 0.0, 0.1))
+
+
+def test_unknown_presets_and_keys_are_named():
+  with pytest.raises(errors.UserError, match="choose among simclr"):
+    augment.make("simclrr", size=(8, 8))
+  with pytest.raises(errors.UserError, match="did you mean 'blur_p'"):
+    augment.make("simclr", size=(8, 8), blurp=1.0)
