@@ -13,14 +13,14 @@ def get_config(arg=None):
   config.data.name = "fashion_mnist"
   config.augment = dict(
     name="simclr",
-    area=(0.2, 1.0),
+    area=(0.3, 1.0),
     interpolation="bilinear",
     strength=0.5,
     mean=(0.286,),
     std=(0.353,),
   )
   config.encoder = dict(name="resnet", variant="18", width=16, stem="cifar")
-  config.method = dict(name="simclr", temperature=0.5)
+  config.method = dict(name="simclr", temperature=0.2)
   # The loss is the authors' sum of both directions: a rate of 0.3 is one of 0.6
   # for the mean.
   config.optimizer = dict(

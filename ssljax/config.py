@@ -55,6 +55,8 @@ def base() -> config_dict.ConfigDict:
         batch_size=500,
       ),
       checkpoint=dict(every_steps=500, keep=3),
+      # Label-free figures of the first training examples; 0 steps is never.
+      monitor=dict(every_steps=100, examples=256),
     )
   )
 
@@ -66,18 +68,21 @@ _TINY = {
 }
 
 
-def finish(config, arg: str | None, variants=None) -> config_dict.ConfigDict:
+def finish(
+  config, arg: str | None, variants=None, quick=None
+) -> config_dict.ConfigDict:
   """Applies the variants in `arg`, the part of --config after the colon.
 
   Args:
     config: as the file wrote it.
     arg: variants between commas, or None.
     variants: functions `config -> None` by name; `quick` is always there.
+    quick: keys of the method that `quick` makes small, or None.
 
   Raises:
     UserError: a variant is not known.
   """
-  variants = {**(variants or {}), "quick": _quick}
+  variants = {**(variants or {}), "quick": lambda c: _quick(c, quick or {})}
   for name in filter(None, (arg or "").split(",")):
     if name not in variants:
       known = ", ".join(variants)
@@ -86,8 +91,9 @@ def finish(config, arg: str | None, variants=None) -> config_dict.ConfigDict:
   return config.lock()
 
 
-def _quick(config):
+def _quick(config, method):
   """The same method and optimiser, tiny, on data that scikit-learn ships."""
+  config.method.update(method)
   config.update(batch_size=64, steps=40, log_every=1, accumulate=1)
   config.data.update(name="digits", split="train", size=(8, 8), channels=1)
   if "size" in config.augment:
@@ -102,6 +108,7 @@ def _quick(config):
   config.schedule.warmup_steps = 4
   config.eval.update(train_split="train", test_split="test", every_epochs=None)
   config.checkpoint.every_steps = 10
+  config.monitor.every_steps = 20
 
 
 def load(path: str, argv: list[str]) -> config_dict.ConfigDict:

@@ -36,3 +36,79 @@ def ntxent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
     [jnp.diagonal(logits, n), jnp.diagonal(logits, -n)]
   )
   return jnp.mean(jax.nn.logsumexp(logits, axis=1) - partners)
+
+
+def infonce(
+  query: jax.Array, key: jax.Array, *, temperature: float
+) -> jax.Array:
+  """InfoNCE within the batch: each query must find its key among all keys.
+
+  van den Oord et al. 2018, equation 4, as `ctr` of Chen et al. 2021 (MoCo v3),
+  algorithm 1, has it, without its factor of 2 * temperature.
+
+  Args:
+    query: [n d]; normalised here.
+    key: [n d], in the same order; normalised here, no gradient goes to it.
+    temperature: the cosines are divided by it.
+
+  Returns:
+    The mean loss, a float32 scalar.
+  """
+  query = ops.l2_normalize(query.astype(jnp.float32))
+  key = ops.l2_normalize(jax.lax.stop_gradient(key).astype(jnp.float32))
+  logits = query @ key.T / temperature  # [n n]
+  return jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits))
+
+
+def infonce_queue(
+  query: jax.Array, key: jax.Array, queue: jax.Array, *, temperature: float
+) -> jax.Array:
+  """InfoNCE against a queue: a query's own key among the queue's rows.
+
+  He et al. 2019 (MoCo), equation 1 and algorithm 1.
+
+  Args:
+    query: [n d], normalised, as all three.
+    key: [n d], in the same order; no gradient goes to it.
+    queue: [k d], keys of earlier batches; no gradient goes to it.
+    temperature: the cosines are divided by it.
+
+  Returns:
+    The mean loss, a float32 scalar; without information about log(k + 1).
+  """
+  query, key, queue = (
+    x.astype(jnp.float32)
+    for x in (query, jax.lax.stop_gradient(key), jax.lax.stop_gradient(queue))
+  )
+  positive = jnp.sum(query * key, axis=1, keepdims=True)  # [n 1]
+  logits = jnp.concatenate([positive, query @ queue.T], axis=1) / temperature
+  return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
+
+
+def masked_pixels(
+  prediction: jax.Array, target: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The squared error on masked patches, as sums and counts by example.
+
+  `forward_loss` of facebookresearch/mae `models_mae.py`; the loss is the sum of
+  all sums over the sum of all counts.
+
+  Args:
+    prediction: [b n p].
+    target: [b n p], pixels of each patch.
+    mask: [b n], 1 where the patch was removed.
+
+  Returns:
+    (sums [b] float32 of each patch's mean over pixels, counts [b] float32).
+  """
+  mask = mask.astype(jnp.float32)
+  error = jnp.square(prediction.astype(jnp.float32) - target).mean(axis=-1)
+  return jnp.sum(error * mask, axis=1), mask.sum(axis=1)
+
+
+def normalize_pixels(patches: jax.Array) -> jax.Array:
+  """Each patch [... p] by its own mean and unbiased variance: `norm_pix_loss`
+  of facebookresearch/mae `models_mae.py`."""
+  mean = patches.mean(axis=-1, keepdims=True)
+  var = patches.var(axis=-1, keepdims=True, ddof=1)
+  return (patches - mean) / jnp.sqrt(var + 1e-6)

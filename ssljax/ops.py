@@ -59,11 +59,36 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
   return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
 
 
-def random_keep(key: jax.Array, n: int, keep: int) -> jax.Array:
-  """Draws `keep` of n places for each example: keys [b] -> int32 [b keep].
+def unpatchify(patches: jax.Array, patch: int, shape) -> jax.Array:
+  """The inverse of `patchify`: [b n p*p*c] -> [b h w c] of `shape` (h, w)."""
+  b = patches.shape[0]
+  h, w = shape[0] // patch, shape[1] // patch
+  x = patches.reshape(b, h, w, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h * patch, w * patch, -1)
 
-  As `random_masking` of facebookresearch/mae: the places with the smallest
-  noise, in the order of the noise.
+
+def random_masking(key: jax.Array, n: int, keep: int):
+  """Keeps `keep` of n places for each example, drawn by noise.
+
+  As `random_masking` of facebookresearch/mae `models_mae.py`: the places with
+  the smallest noise, in the order of the noise.
+
+  Args:
+    key: [b].
+    n: number of places.
+    keep: how many stay.
+
+  Returns:
+    (kept int32 [b keep], restore int32 [b n], mask bool [b n]): the places
+    kept; where each place is in the order of the noise, kept ones first; which
+    are removed.
   """
   noise = jax.vmap(lambda k: jax.random.uniform(k, (n,)))(key)
-  return jnp.argsort(noise, axis=1)[:, :keep]
+  return masking_of_noise(noise, keep)
+
+
+def masking_of_noise(noise: jax.Array, keep: int):
+  """`random_masking` given its noise [b n]."""
+  order = jnp.argsort(noise, axis=1)
+  restore = jnp.argsort(order, axis=1)
+  return order[:, :keep], restore, restore >= keep

@@ -321,10 +321,11 @@ def larc(
 
 
 def freeze_until(
-  steps: int, tx: optax.GradientTransformation, match: str
+  steps: int | None, tx: optax.GradientTransformation, match: str
 ) -> optax.GradientTransformation:
   """No update, no decay and no moments for what `match` finds, for `steps`.
 
+  None is for ever.
   Not the same as gradients of zero, which let decay and momentum go on. After
   `steps`, `tx` begins for these parameters as at step 0; schedules of `make` go
   on, but those that `tx` itself counts begin too.
@@ -343,6 +344,8 @@ def freeze_until(
     return jax.tree.map(keep, updates, zeros), State(state.count + 1, inner)
 
   late = optax.GradientTransformationExtraArgs(init, update)
+  if steps is None:
+    late = optax.set_to_zero()
   labels = lambda params: _map_with_path(
     lambda path, x: "late" if re.search(match, path) else "now", params
   )

@@ -12,6 +12,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssljax import core
+from ssljax.methods import mae
+from ssljax.methods import moco
+from ssljax.methods import mocov3
 from ssljax.methods import simclr
 from ssljax.models import resnet
 from tests import toys
@@ -25,10 +28,19 @@ def make_simclr(encoder):
   return simclr.make(encoder, head_norm=False, out_dim=16, temperature=0.2)
 
 
+def make_moco(encoder):
+  return moco.make(encoder, queue_size=64, out_dim=16, ema=0.9, temperature=0.2)
+
+
+def make_mae(encoder):
+  return mae.make(encoder, decoder_dim=16, decoder_depth=1, decoder_heads=2)
+
+
 METHODS = {
   "simclr": make_simclr,
-  "momentum_queue": toys.momentum_queue,
-  "masked_autoencoder": toys.masked_autoencoder,
+  "moco": make_moco,
+  "mae": make_mae,
+  "sum_over_count": toys.masked_autoencoder,
 }
 
 
@@ -222,21 +234,28 @@ def test_keys_depend_on_step_and_place_alone():
   np.testing.assert_array_equal(cut(batch), whole)
 
 
-def batch_norm_method(axis_name=None):
+def batch_norm_method(axis_name=None, name="simclr"):
   encoder = resnet.make(
     variant="18", width=4, stem="cifar", axis_name=axis_name
   )
+  if name == "moco":
+    return moco.make(encoder, out_dim=8, queue_size=64, bn_groups=4)
+  if name == "mocov3":
+    options = dict(total_steps=10, out_dim=8, hidden_dim=16)
+    return mocov3.make(encoder, predictor_norm=True, **options)
   return simclr.make(encoder, out_dim=8)
 
 
-def test_batch_norm_sees_the_global_batch_everywhere():
-  expected, _ = run(batch_norm_method(), lambda s: under_jit(s, 1))
+@pytest.mark.parametrize("name", ["simclr", "moco", "mocov3"])
+def test_batch_norm_sees_the_global_batch_everywhere(name):
+  expected, _ = run(batch_norm_method(name=name), lambda s: under_jit(s, 1))
   for wrap, axis_name in (
     (lambda s: under_jit(s, 2), None),
     (lambda s: under_shard_map(s, 2, True), "data"),
     (lambda s: under_pmap(s, 2), "data"),
   ):
-    losses, _ = run(batch_norm_method(axis_name), wrap, axis_name=axis_name)
+    method = batch_norm_method(axis_name, name)
+    losses, _ = run(method, wrap, axis_name=axis_name)
     # Only the first steps: batch norm amplifies rounding from step to step.
     np.testing.assert_allclose(losses[:2], expected[:2], rtol=1e-4)
 

@@ -69,3 +69,56 @@ def test_ntxent_at_extremes():
     )(z1)
     assert value.dtype == jnp.float32
     assert np.isfinite(value) and np.isfinite(np.float32(grad)).all()
+
+
+def normalized(n, d=16, seed=0):
+  x = np.random.default_rng(seed).normal(size=(n, d))
+  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def cross_entropy(logits, labels):
+  logits = logits.astype(np.float64)
+  z = np.log(np.exp(logits).sum(axis=1))
+  return np.mean(z - logits[np.arange(len(logits)), labels])
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
+def test_infonce_is_cross_entropy(temperature):
+  q, k, queue = normalized(8), normalized(8, seed=1), normalized(32, seed=2)
+  labels = np.arange(8)
+  expected = cross_entropy(q @ k.T / temperature, labels)
+  value = losses.infonce(3 * q, 5 * k, temperature=temperature)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  logits = np.concatenate([(q * k).sum(1, keepdims=True), q @ queue.T], axis=1)
+  expected = cross_entropy(logits / temperature, 0 * labels)
+  value = losses.infonce_queue(q, k, queue, temperature=temperature)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_keys_and_queue_get_no_gradient():
+  q, k, queue = normalized(4), normalized(4, seed=1), normalized(8, seed=2)
+  grads = jax.grad(
+    lambda q, k, queue: (
+      losses.infonce(q, k, temperature=0.2)
+      + losses.infonce_queue(q, k, queue, temperature=0.2)
+    ),
+    argnums=(0, 1, 2),
+  )(q, k, queue)
+  assert np.abs(grads[0]).max() > 0
+  assert not np.any(grads[1]) and not np.any(grads[2])
+
+
+def test_masked_pixels_counts_removed_patches_alone():
+  prediction = jnp.ones((2, 4, 3))
+  target = jnp.zeros((2, 4, 3)).at[0, 0].set(9.0)
+  mask = jnp.array([[0, 1, 1, 0], [1, 0, 0, 0]])
+  sums, counts = losses.masked_pixels(prediction, target, mask)
+  np.testing.assert_allclose(sums, [2.0, 1.0])
+  np.testing.assert_allclose(counts, [2.0, 1.0])
+
+
+def test_normalize_pixels_of_a_flat_patch_is_zero():
+  patches = jnp.stack([jnp.full((12,), 0.7), jnp.arange(12.0)])
+  out = losses.normalize_pixels(patches)
+  np.testing.assert_allclose(out[0], 0.0, atol=1e-3)
+  np.testing.assert_allclose(np.var(out[1], ddof=1), 1.0, rtol=1e-5)

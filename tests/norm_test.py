@@ -53,14 +53,17 @@ def test_forward_and_backward_are_flaxs(train, dtype):
     np.testing.assert_allclose(b, a, rtol=tolerance, atol=30 * tolerance)
 
 
-def test_groups_are_batches_of_their_own():
+@pytest.mark.parametrize("strided", [False, True])
+def test_groups_are_batches_of_their_own(strided):
   one = norm.BatchNorm(train=True)
   variables = one.init(jax.random.key(0), X)
-  y, changed = apply(norm.BatchNorm(train=True, groups=3), variables, X)
-  parts = [apply(one, variables, part) for part in np.split(X, 3)]
-  np.testing.assert_allclose(
-    y, np.concatenate([part for part, _ in parts]), rtol=1e-5, atol=1e-5
-  )
+  module = norm.BatchNorm(train=True, groups=3, strided=strided)
+  y, changed = apply(module, variables, X)
+  cut = [X[i::3] for i in range(3)] if strided else np.split(X, 3)
+  parts = [apply(one, variables, part) for part in cut]
+  join = np.stack if strided else np.concatenate
+  expected = join([part for part, _ in parts], axis=1 if strided else 0)
+  np.testing.assert_allclose(y, expected.reshape(X.shape), rtol=1e-5, atol=1e-5)
   means = [stats["batch_stats"]["mean"] for _, stats in parts]
   np.testing.assert_allclose(
     changed["batch_stats"]["mean"], np.mean(means, axis=0), rtol=1e-5

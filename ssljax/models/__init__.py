@@ -6,5 +6,6 @@
 ValueError for an argument that it cannot honour. Every module has `make(*,
 variant, **options)`, and every encoder the fields `dtype`, of the computation,
 and `axis_name`, the mapped axis over which batch norm takes its statistics
-where the step is called inside `pmap` or `shard_map`.
+where the step is called inside `pmap` or `shard_map`. Those with batch norm
+have `bn_groups` and `bn_strided` as well, as in `norm.BatchNorm`.
 """

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 class BatchNorm(nn.Module):
   """Batch norm over all axes but the last, [b ... c] -> [b ... c] in `dtype`.
 
-  As `flax.linen.BatchNorm`, with its names and numbers, and with groups. It sums
-  over examples first and over places after that, forwards and backwards, which
-  on a CPU is the quicker way.
+  As `flax.linen.BatchNorm`, with its names and numbers, and with groups. It
+  sums over examples first and over places after that, forwards and backwards,
+  which on a CPU is the quicker way.
 
   Attributes:
     train: take the statistics of the batch, and move the running ones.
@@ -21,9 +21,10 @@ class BatchNorm(nn.Module):
     use_bias: learn an offset.
     use_scale: learn a scale.
     scale_init: of the scale.
-    groups: the batch is cut into so many consecutive parts, each normalised by
-      its own statistics, as by so many devices without synchronisation; the
-      running statistics see the mean over parts.
+    groups: the global batch is cut into so many parts of one size, each
+      normalised by its own statistics, as by so many devices that do not
+      synchronise; the running statistics see the mean over parts.
+    strided: whether a part is every n-th example, or consecutive ones.
     dtype: of the result; statistics and parameters are float32.
     axis_name: the mapped axis whose devices share their statistics.
   """
@@ -35,28 +36,20 @@ class BatchNorm(nn.Module):
   use_scale: bool = True
   scale_init: Callable = nn.initializers.ones_init()
   groups: int = 1
+  strided: bool = False
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x):
+    """Raises ValueError where the groups do not divide the global batch."""
     c = x.shape[-1]
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
     running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
-    groups = self.groups if self.train else 1
-    if x.shape[0] % groups:
-      raise ValueError(f"{groups} groups do not divide {x.shape[0]} examples")
-    flat = x.reshape(groups, x.shape[0] // groups, -1).astype(jnp.float32)
-    places = flat.shape[2] // c
-    spread = lambda v: jnp.tile(v, places)[..., None, :]  # [g c] or [c]
-
-    def average(v):  # [g b/g places*c] -> [g c]
-      return v.mean(axis=1).reshape(groups, places, c).mean(axis=1)
-
+    flat = x.reshape(x.shape[0], -1).astype(jnp.float32)  # [b places*c]
+    spread = lambda v: jnp.tile(v, flat.shape[1] // c)  # [... c] to that
     if self.train:
-      mean, square = average(flat), average(jnp.square(flat))
-      if self.axis_name and not self.is_initializing():
-        mean, square = jax.lax.pmean((mean, square), self.axis_name)
+      mean, square, member = self._moments(flat, c)
       var = jnp.maximum(square - jnp.square(mean), 0.0)
       if not self.is_initializing():
         move = lambda old, new: (
@@ -65,11 +58,49 @@ class BatchNorm(nn.Module):
         running_mean.value = move(running_mean.value, mean)
         running_var.value = move(running_var.value, var)
     else:
-      mean, var = running_mean.value, running_var.value
+      mean, var = running_mean.value[None], running_var.value[None]
+      member = None
     scale = jax.lax.rsqrt(var + self.epsilon)
     if self.use_scale:
       scale = scale * self.param("scale", self.scale_init, (c,))
+    if member is not None:  # [groups c] to [b c]
+      mean, scale = _product(member, mean), _product(member, scale)
     y = (flat - spread(mean)) * spread(scale)
     if self.use_bias:
       y = y + spread(self.param("bias", nn.initializers.zeros_init(), (c,)))
     return y.reshape(x.shape).astype(self.dtype)
+
+  def _moments(self, flat, c):
+    """Means of x and its square [groups c], and who is in which [b groups]."""
+    shared = self.axis_name if not self.is_initializing() else None
+    groups = 1 if self.is_initializing() else self.groups
+    member = None
+    if groups > 1:
+      member = self._member(flat.shape[0], shared)
+
+    def average(v):
+      if member is None:
+        v = v.mean(axis=0, keepdims=True)
+      else:
+        v = _product(member.T, v) / (flat.shape[0] / groups)
+      v = v.reshape(groups, -1, c).mean(axis=1)
+      return jax.lax.pmean(v, shared) if shared else v
+
+    return average(flat), average(jnp.square(flat)), member
+
+  def _member(self, b, axis_name):
+    """[b groups] of 0 and 1, by the place in the global batch."""
+    first, n = 0, b
+    if axis_name:
+      first = jax.lax.axis_index(axis_name) * b
+      n = jax.lax.axis_size(axis_name) * b
+    if n % self.groups:
+      raise ValueError(f"{self.groups} groups do not divide {n} examples")
+    place = first + jnp.arange(b)
+    group = place % self.groups if self.strided else place // (n // self.groups)
+    return jax.nn.one_hot(group, self.groups, dtype=jnp.float32)
+
+
+def _product(a, b):
+  # Accelerators multiply in fewer digits unless told.
+  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -50,6 +50,8 @@ class ResNet(nn.Module):
     stem: "imagenet" (7 x 7 of stride 2, max pool) or "cifar" (3 x 3).
     zero_init_residual: the last norm of each block starts at zero (Goyal et al.
       2017, arXiv:1706.02677), as SimCLR's authors have it.
+    bn_groups: statistics of so many parts of the batch apart; see `norm.py`.
+    bn_strided: whether these parts are strided.
     dtype: of the computation; statistics are float32.
     axis_name: see the package.
   """
@@ -58,6 +60,8 @@ class ResNet(nn.Module):
   width: int = 64
   stem: str = "imagenet"
   zero_init_residual: bool = False
+  bn_groups: int = 1
+  bn_strided: bool = False
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
@@ -87,6 +91,8 @@ class ResNet(nn.Module):
     norm = functools.partial(
       norms.BatchNorm,
       train=train,
+      groups=self.bn_groups,
+      strided=self.bn_strided,
       dtype=self.dtype,
       axis_name=self.axis_name,
     )

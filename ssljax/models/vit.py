@@ -78,6 +78,9 @@ class ViT(nn.Module):
     mask_token: learn the token that stands for the patches in `mask`.
     drop_path: rate of the last block; those before have less, linearly.
     gelu: "exact" or "tanh".
+    weight_init: "mae", or "mocov3", where query, key and value start by
+      Xavier's rule each by itself and the class token close to zero
+      (facebookresearch/moco-v3 `vits.py`).
     scan: one compiled block for all; its parameters get an axis [depth] first.
     remat: forget activations inside blocks and compute them again.
     dtype: of the computation; norms and softmax are float32.
@@ -97,6 +100,7 @@ class ViT(nn.Module):
   mask_token: bool = False
   drop_path: float = 0.0
   gelu: str = "exact"
+  weight_init: str = "mae"
   scan: bool = False
   remat: bool = False
   dtype: jnp.dtype = jnp.float32
@@ -129,7 +133,7 @@ class ViT(nn.Module):
     extra = jnp.broadcast_to(extra, (x.shape[0], *extra.shape))
     x = jnp.concatenate([extra.astype(x.dtype), x], axis=1)
     x, streams = self._blocks(x, scales, attention_mask, layers)
-    x = _norm("norm")(x)
+    x = norm("norm")(x)
     tokens = x[:, first:]
     return {
       "pooled": x[:, 0] if self.pool == "cls" else tokens.mean(axis=1),
@@ -147,13 +151,15 @@ class ViT(nn.Module):
       raise errors.UserError("encoder.pool='cls' needs encoder.class_token")
     extra = [jnp.zeros((0, self.dim))]
     if wanted:
-      token = self.param("cls_token", _normal, (1, self.dim))
+      std = 1e-6 if self.weight_init == "mocov3" else 0.02
+      init = nn.initializers.normal(std)
+      token = self.param("cls_token", init, (1, self.dim))
       if self.pos == "learned":  # as timm and the authors have it
-        token += self.param("cls_pos", _normal, (1, self.dim))
+        token += self.param("cls_pos", normal, (1, self.dim))
       extra.append(token)
     if self.registers:
       shape = (self.registers, self.dim)
-      extra.append(self.param("registers", _normal, shape))
+      extra.append(self.param("registers", normal, shape))
     return jnp.concatenate(extra)
 
   def _patch_tokens(self, x, keep, mask):
@@ -172,9 +178,9 @@ class ViT(nn.Module):
       x = jnp.take_along_axis(x, keep[..., None], axis=1)
       positions = positions[keep]
       mask = mask if mask is None else jnp.take_along_axis(mask, keep, axis=1)
-    x = _dense(self.dim, self.dtype, "patch_embed")(x)
+    x = dense(self.dim, self.dtype, "patch_embed")(x)
     if self.mask_token:
-      token = self.param("mask_token", _normal, (1, self.dim)).astype(x.dtype)
+      token = self.param("mask_token", normal, (1, self.dim)).astype(x.dtype)
       x = x if mask is None else jnp.where(mask[..., None], token, x)
     return x + positions.astype(x.dtype)
 
@@ -191,7 +197,7 @@ class ViT(nn.Module):
       size = self.img_size or (h * self.patch, w * self.patch)
       gh, gw = (size, size) if isinstance(size, int) else size
       shape = (gh // self.patch, gw // self.patch, self.dim)
-      table = self.param("pos_embed", _normal, shape)
+      table = self.param("pos_embed", normal, shape)
     if table.shape[:2] != (h, w):
       table = jax.image.resize(table, (h, w, self.dim), "bicubic")
     return table.reshape(h * w, self.dim)
@@ -203,6 +209,7 @@ class ViT(nn.Module):
       heads=self.heads,
       mlp_ratio=self.mlp_ratio,
       gelu=self.gelu,
+      weight_init=self.weight_init,
       dtype=self.dtype,
     )
     if self.scan:
@@ -212,7 +219,7 @@ class ViT(nn.Module):
       )
       x, streams = nn.scan(
         body,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=self.depth,
@@ -233,6 +240,7 @@ class Block(nn.Module):
   mlp_ratio: float
   gelu: str
   dtype: jnp.dtype
+  weight_init: str = "mae"
 
   @nn.compact
   def __call__(self, x, scale, attention_mask):
@@ -242,19 +250,33 @@ class Block(nn.Module):
     def branch(y, i):
       return y if scale is None else y * scale[:, i, None, None].astype(y.dtype)
 
-    y = _norm("norm1")(x).astype(self.dtype)
-    y = _dense(3 * d, self.dtype, "qkv")(y)
-    y = _attention(y, self.heads, attention_mask)
-    y = _dense(d, self.dtype, "proj")(y)
+    y = norm("norm1")(x).astype(self.dtype)
+    # Xavier's rule for [d d] is LeCun's for what [d 3d] has as fan in.
+    inits = {
+      "mae": nn.initializers.xavier_uniform(),
+      "mocov3": nn.initializers.lecun_uniform(),
+    }
+    if self.weight_init not in inits:
+      raise errors.UserError(
+        f"unknown weight_init {self.weight_init!r}: mae or mocov3"
+      )
+    y = dense(3 * d, self.dtype, "qkv", kernel_init=inits[self.weight_init])(y)
+    y, weights = _attention(y, self.heads, attention_mask)
+    # For pictures: without mutable=["intermediates"] this is nothing.
+    self.sow("intermediates", "attention", weights)
+    y = dense(d, self.dtype, "proj")(y)
     x = x + branch(y, 0)
-    y = _norm("norm2")(x).astype(self.dtype)
-    y = _dense(int(d * self.mlp_ratio), self.dtype, "fc1")(y)
-    y = _dense(d, self.dtype, "fc2")(_gelu(y, self.gelu))
+    y = norm("norm2")(x).astype(self.dtype)
+    y = dense(int(d * self.mlp_ratio), self.dtype, "fc1")(y)
+    y = dense(d, self.dtype, "fc2")(_gelu(y, self.gelu))
     return x + branch(y, 1)
 
 
 def _attention(qkv, heads, mask):
-  """[b n 3*heads*d] -> [b n heads*d]; the softmax is float32."""
+  """[b n 3*heads*d] -> [b n heads*d], weights [b heads q k].
+
+  The softmax is float32.
+  """
   b, n, _ = qkv.shape
   # Split, not sliced: the gradients are joined, not padded and added.
   q, k, v = (t.reshape(b, n, heads, -1) for t in jnp.split(qkv, 3, axis=-1))
@@ -263,7 +285,8 @@ def _attention(qkv, heads, mask):
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits).astype(v.dtype)
-  return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, -1)
+  out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, -1)
+  return out, weights
 
 
 def _gelu(x, kind):
@@ -310,21 +333,23 @@ def _product_backward(inputs, g):
 _product.defvjp(lambda x, w: (x @ w, (x, w)), _product_backward)
 
 
-def _dense(width, dtype, name):
+def dense(width, dtype, name, *, kernel_init=nn.initializers.xavier_uniform()):
+  """A Dense whose backward pass is quick on a CPU."""
   return nn.Dense(
     width,
     dtype=dtype,
-    kernel_init=nn.initializers.xavier_uniform(),
+    kernel_init=kernel_init,
     dot_general=lambda x, w, dims, **options: _product(x, w),
     name=name,
   )
 
 
-def _norm(name):
+def norm(name):
+  """LayerNorm in float32, as timm has it for ViTs."""
   return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
 
 
-_normal = nn.initializers.normal(0.02)
+normal = nn.initializers.normal(0.02)
 
 
 def sincos2d(dim: int, h: int, w: int) -> np.ndarray:

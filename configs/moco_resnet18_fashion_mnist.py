@@ -1,0 +1,37 @@
+"""MoCo v2 on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
+
+Not yet reproduced.
+"""
+
+from ssljax import config as config_lib
+
+
+def get_config(arg=None):
+  """Variants: `quick`."""
+  config = config_lib.base()
+  config.epochs = 8.0
+  config.data.name = "fashion_mnist"
+  config.augment = dict(
+    name="moco_v2",
+    blur_kernel=3,
+    mean=(0.286,),
+    std=(0.353,),
+  )
+  config.encoder = dict(name="resnet", variant="18", width=16, stem="cifar")
+  config.method = dict(
+    name="moco",
+    temperature=0.2,
+    mlp=True,
+    queue_size=4096,
+    ema=0.99,
+  )
+  config.optimizer = dict(
+    name="sgd",
+    learning_rate=0.12,
+    lr_scaling="linear",
+    momentum=0.9,
+    weight_decay=5e-4,
+  )
+  config.schedule = dict(name="cosine", warmup_epochs=0.2)
+  quick = dict(queue_size=512)
+  return config_lib.finish(config, arg, quick=quick)

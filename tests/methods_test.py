@@ -1,0 +1,136 @@
+"""What the papers say of MoCo and MAE, on small encoders."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssljax import core
+from ssljax import errors
+from ssljax import ops
+from ssljax.methods import mae
+from ssljax.methods import moco
+from ssljax.methods import mocov3
+from ssljax.models import resnet
+from tests import toys
+
+RNG = jax.random.key(3)
+
+
+def batch_of(step, b=16):
+  rng = np.random.default_rng(step)
+  return {
+    "image": rng.integers(0, 256, (b, 8, 8, 1), np.uint8),
+    "index": np.arange(b, dtype=np.int32),
+  }
+
+
+def train(method, steps, tx=None):
+  """The states before the first and after each step, and the metrics."""
+  tx = tx or optax.sgd(0.1)
+  states = [core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)]
+  step = jax.jit(core.make_train_step(method, tx, augment=toys.augment))
+  metrics = []
+  for i in range(steps):
+    state, m = step(states[-1], batch_of(i), RNG)
+    states.append(state)
+    metrics.append(m)
+  return states, metrics
+
+
+def assert_trees_close(a, b):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
+
+
+def test_moco_enqueues_keys_after_the_logits_and_moves_the_teacher():
+  method = moco.make(toys.encoder(), queue_size=32, out_dim=8, ema=0.9)
+  states, metrics = train(method, 3)
+  first = states[0].method_state
+  np.testing.assert_allclose(
+    np.linalg.norm(first["queue"], axis=1), 1.0, rtol=1e-5
+  )
+  assert_trees_close(first["teacher"]["params"], states[0].params)
+  places = [int(s.method_state["place"]) for s in states]
+  assert places == [0, 16, 0, 16]
+  changed = states[1].method_state["queue"] != first["queue"]
+  assert changed[:16].any(axis=1).all() and not changed[16:].any()
+  # Random negatives, nothing learned: about the log of their number and one.
+  assert abs(float(metrics[0]["loss"]) - np.log(33)) < 8
+  for before, after in zip(states, states[1:]):
+    expected = ops.ema(
+      before.method_state["teacher"]["params"], after.params, 0.9
+    )
+    assert_trees_close(after.method_state["teacher"]["params"], expected)
+
+
+def test_moco_shuffles_statistics():
+  """Keys are normalised in other parts than queries, and neither by all."""
+  encoder = resnet.make(variant="18", width=4, stem="cifar")
+  views = np.random.default_rng(0).normal(size=(16, 1, 8, 8, 1))
+  batch = {  # both views the same
+    "views": np.repeat(views, 2, axis=1).astype(np.float32),
+    "key": jax.random.split(RNG, 16),
+  }
+
+  def features(groups):
+    method = moco.make(encoder, queue_size=32, out_dim=8, bn_groups=groups)
+    params, state = method.init(RNG, batch)
+    return method.forward(params, state, batch, step=0, train=True)[0]
+
+  one, four = features(1), features(4)
+  np.testing.assert_allclose(one["query"], one["key"], atol=1e-5)
+  assert np.abs(four["query"] - four["key"]).max() > 1e-2
+  assert np.abs(four["query"] - one["query"]).max() > 1e-2
+
+
+def test_mocov3_teacher_has_no_predictor_and_follows_the_schedule():
+  method = mocov3.make(
+    toys.encoder(), total_steps=4, out_dim=8, hidden_dim=16, ema=0.5
+  )
+  states, _ = train(method, 4)
+  for i, (before, after) in enumerate(zip(states, states[1:])):
+    old = before.method_state["teacher"]["params"]
+    assert "predictor" not in old
+    m = 1 - 0.5 * 0.5 * (1 + np.cos(np.pi * (i + 1) / 4))
+    new = {name: after.params[name] for name in old}
+    assert_trees_close(
+      after.method_state["teacher"]["params"], ops.ema(old, new, m)
+    )
+
+
+def test_mae_sees_nothing_of_what_is_masked():
+  method = mae.make(
+    toys.encoder(), decoder_dim=16, decoder_depth=1, decoder_heads=2
+  )
+  views = np.random.default_rng(0).normal(size=(4, 1, 8, 8, 1))
+  batch = {
+    "views": views.astype(np.float32),
+    "key": jax.random.split(RNG, 4),
+  }
+  params, state = method.init(RNG, batch)
+  shown = method.show["reconstruction"](params, state, batch)
+  hidden = np.asarray(shown["masked"] == 0) & np.asarray(shown["input"] != 0)
+  np.testing.assert_allclose(hidden.mean(), 0.75)
+  seen = ~hidden
+  np.testing.assert_allclose(shown["masked"][seen], shown["input"][seen])
+  both = np.asarray(shown["reconstruction + visible"])
+  np.testing.assert_allclose(both[seen], shown["input"][seen])
+  # Other pixels under the mask, with the same mean and variance of each patch,
+  # give the same prediction.
+  patches = ops.patchify(batch["views"][:, 0], 2)
+  other = ops.unpatchify(patches[..., ::-1], 2, (8, 8))
+  other = jnp.where(hidden, other, batch["views"][:, 0])
+  again = method.show["reconstruction"](
+    params, state, batch | {"views": other[:, None]}
+  )
+  np.testing.assert_allclose(
+    again["reconstruction"], shown["reconstruction"], atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.99])
+def test_mae_masks_some_and_keeps_some(ratio):
+  method = mae.make(toys.encoder(), mask_ratio=ratio, decoder_heads=2)
+  with pytest.raises(errors.UserError, match="keeps some and removes some"):
+    train(method, 1)
