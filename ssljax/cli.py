@@ -18,6 +18,11 @@ usage: ssljax <command> [flags]
   evaluate --workdir=W [--protocols=knn,linear] [--step=N] [--data=NAME]
            [--train_split=S] [--test_split=S]
   embed --workdir=W --out=F.npz [--split=test] [--step=N] [--data=NAME]
+  report --workdir=W [W2 ...] [--out=F.html]     one page about a run, or some
+  import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
+         [--config.key=value ...]       L: torchvision, timm, huggingface, dino
+                                        or mae; F: .safetensors, .npz, .pth
+  export --workdir=W --out=F --layout=L [--step=N] [--network=teacher]
 
 The last line on stdout is one JSON object. Exit status: 0 done, 2 a mistake in
 the command (told in one line), 3 stopped with the last checkpoint kept, 143
@@ -136,6 +141,49 @@ def _embed(argv):
   return evaluate.write_embeddings(**_typed(values))
 
 
+def _import(argv):
+  own = [a for a in argv if not a.startswith(("--config.", "--noconfig."))]
+  values, _ = _parse(
+    own,
+    needs=("weights", "layout", "config", "workdir"),
+    weights=None,
+    layout=None,
+    config=None,
+    workdir=None,
+  )
+  from ssljax import config
+  from ssljax import interop
+
+  return interop.import_weights(
+    config.load(values["config"], argv),
+    os.path.abspath(values["workdir"]),
+    weights=values["weights"],
+    layout=values["layout"],
+  )
+
+
+def _export(argv):
+  values, _ = _parse(
+    argv,
+    needs=("workdir", "out", "layout"),
+    workdir=None,
+    out=None,
+    layout=None,
+    step=None,
+    network="encoder",
+  )
+  from ssljax import interop
+
+  return interop.export(**_typed(values))
+
+
+def _report(argv):
+  values, more = _parse(argv, needs=("workdir",), workdir=[], out=None)
+  from ssljax import report
+
+  return report.report([*values["workdir"], *more], values["out"])
+
+
 def _typed(values):
   values["workdir"] = os.path.abspath(values["workdir"])
   if values["step"] is not None:
@@ -148,12 +196,16 @@ def _typed(values):
 def _parse(argv, needs=(), **defaults):
   """Returns ({flag: value}, positional arguments).
 
+  A flag whose default is a list may be given several times.
+
   Raises:
     UserError: an unknown flag, or one of `needs` is missing.
   """
   values = flags.FlagValues()
   for name, default in defaults.items():
-    flags.DEFINE_string(name, default, "", flag_values=values)
+    several = isinstance(default, list)
+    define = flags.DEFINE_multi_string if several else flags.DEFINE_string
+    define(name, default, "", flag_values=values)
   try:
     rest = values(["ssljax", *argv])[1:]
   except flags.Error as e:
@@ -161,7 +213,7 @@ def _parse(argv, needs=(), **defaults):
       str(e).replace("FATAL Flags parsing error: ", "")
     ) from e
   for name in needs:
-    if values[name].value is None:
+    if values[name].value in (None, []):
       raise errors.UserError(f"--{name}=... is missing")
   return {name: values[name].value for name in defaults}, rest
 
@@ -171,4 +223,7 @@ _COMMANDS = {
   "train": _train,
   "evaluate": _evaluate,
   "embed": _embed,
+  "report": _report,
+  "import": _import,
+  "export": _export,
 }

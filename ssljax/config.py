@@ -55,7 +55,7 @@ def base() -> config_dict.ConfigDict:
         batch_size=500,
       ),
       checkpoint=dict(every_steps=500, keep=3),
-      # Label-free figures of the first training examples; 0 steps is never.
+      # Label-free figures of fixed training examples; 0 steps is never.
       monitor=dict(every_steps=100, examples=256),
     )
   )

@@ -94,9 +94,14 @@ def build(config) -> Run:
   return run
 
 
+def make_encoder(config):
+  """The Flax module that `config.encoder` names."""
+  return _make("ssljax.models", config.encoder, dtype=_dtype(config))
+
+
 def make_method(config, **known) -> core.Method:
   """The method around its encoder; `known` goes to where `make` names it."""
-  encoder = _make("ssljax.models", config.encoder, dtype=_dtype(config))
+  encoder = make_encoder(config)
   make = _module("ssljax.methods", config.method.name).make
   names = inspect.signature(make).parameters
   known = {k: v for k, v in known.items() if k in names}

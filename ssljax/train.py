@@ -1,22 +1,15 @@
 """The loop: batches in, checkpoints and metrics out, exact to resume."""
 
-import collections
-import contextlib
 import json
 import os
 import platform
 import signal
 import subprocess
-import sys
-import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import tqdm
 from absl import logging
-from tensorboardX import event_file_writer
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2
 
 import ssljax
 from ssljax import checkpoint
@@ -24,13 +17,12 @@ from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import log as log_lib
+from ssljax import monitors
+from ssljax import ops
 from ssljax import run as run_lib
 from ssljax import sharding
 from ssljax.data import stream
-
-# Steps that may be under way on the device. Two keep it busy, and more would
-# only hold batches in memory.
-_IN_FLIGHT = 2
 
 
 def train(config, workdir: str) -> dict:
@@ -53,6 +45,8 @@ def train(config, workdir: str) -> dict:
   run = run_lib.build(config)
   sets = _eval_sets(run)
   state_shape = run_lib.abstract_state(run)
+  monitors_run = config.monitor.every_steps > 0
+  monitor = _Monitor(run, state_shape) if monitors_run else None
   _claim(config, workdir)
   checkpoint.require_room(workdir, state_shape)
   checkpoints = checkpoint.Checkpoints(
@@ -66,9 +60,11 @@ def train(config, workdir: str) -> dict:
   else:
     state = run_lib.init_state(run)
   step_fn = compile_step(run)
-  log = _Log(run, workdir, start=resumed_from or 0)
+  log = log_lib.Log(
+    run, workdir, start=resumed_from or 0, dim=monitor and monitor.dim
+  )
   try:
-    state = _loop(run, state, step_fn, log, checkpoints, sets)
+    state = _loop(run, state, step_fn, log, checkpoints, sets, monitor)
   finally:
     log.close()
   return log.figures | {
@@ -103,7 +99,58 @@ def _eval_sets(run):
   return evaluate.eval_sets(run) if wanted else None
 
 
-def _loop(run, state, step_fn, log, checkpoints, sets):
+class _Monitor:
+  """`state -> figures` on the device, of fixed draws of fixed examples.
+
+  The draws are two of the training augmentation's first view.
+
+  Attributes:
+    dim: of the embeddings, or the number of examples where that is less.
+  """
+
+  def __init__(self, run, state_shape):
+    wanted, devices = run.config.monitor.examples, run.mesh.devices.size
+    if wanted < 2:
+      raise errors.UserError(
+        f"config.monitor.examples={wanted}: give 2 or more, or "
+        "config.monitor.every_steps=0"
+      )
+    n = min(wanted, len(run.source))
+    n = max(n - n % devices, devices)
+    # Over the whole source: its first examples may be of one class.
+    spread = np.linspace(0, len(run.source) - 1, n).astype(np.int64)
+    self._batch = jax.device_put(
+      run.source.read(spread), sharding.by_example(run.mesh)
+    )
+
+    def embed(state, batch):
+      # Draws of an example lie together, so that no device sends examples.
+      batch = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch)
+      keys = ops.view_keys(jax.random.split(jax.random.key(0), n), 2)
+      batch = run.augment(batch | {"key": keys})
+      batch = batch | {"views": batch["views"][:, :1]}
+      z = run.method.embed(state.params, state.method_state, batch)["pooled"]
+      return z.reshape(n, 2, -1)
+
+    def figures(state, batch):
+      z = embed(state, batch)
+      return monitors.measure(z[:, 0], z[:, 1])
+
+    z = jax.eval_shape(embed, state_shape, self._batch)
+    self.dim = min(n, z.shape[-1])
+    self._figures = jax.jit(
+      figures, out_shardings=sharding.replicated(run.mesh)
+    )
+
+  def compile(self, state):
+    """Compiles, which would else stop the loop."""
+    self._figures = self._figures.lower(state, self._batch).compile()
+
+  def __call__(self, state):
+    return self._figures(state, self._batch)
+
+
+def _loop(run, state, step_fn, log, checkpoints, sets, monitor):
   """Returns the state after the last step."""
   config = run.config
   start, stop = int(state.step), run.total_steps
@@ -119,12 +166,16 @@ def _loop(run, state, step_fn, log, checkpoints, sets):
   )
   eval_every = config.eval.every_epochs
   eval_every = eval_every and max(1, round(eval_every * run.steps_per_epoch))
+  if monitor and start < stop:
+    monitor.compile(state)
   with _Terminated() as terminated:
     for step, batch in zip(range(start, stop), batches):
       state, metrics = step_fn(state, batch, rng)
       log.add(step, metrics)
       done = step + 1
       last = done == stop
+      if monitor and (last or done % config.monitor.every_steps == 0):
+        log.monitored(done, monitor(state))
       evaluates = sets and (
         (last and config.eval.last) or (eval_every and done % eval_every == 0)
       )
@@ -166,156 +217,6 @@ class _Terminated:
 
   def __bool__(self):
     return self._came
-
-
-class _Log:
-  """Metrics, fetched late, to metrics.jsonl, TensorBoard and the bar."""
-
-  def __init__(self, run, workdir, start):
-    self._run = run
-    self._pending = collections.deque()  # (step, metrics on the device)
-    self._rows = []  # fetched, not yet written
-    self._path = os.path.join(workdir, "metrics.jsonl")
-    before = _drop_rows_after(self._path, start)
-    self._file = open(self._path, "a")
-    self._tb = _TensorBoard(os.path.join(workdir, "tb"), start + 1)
-    self._bar = tqdm.tqdm(
-      total=run.total_steps,
-      initial=start,
-      unit="step",
-      mininterval=0.5 if sys.stderr.isatty() else 30,
-      dynamic_ncols=True,
-    )
-    self._start = self._ends = time.perf_counter()
-    self._first = None  # when the first step was done: compiled by then
-    self._paused = 0.0  # seconds in evaluation
-    self._count = 0
-    self._before_s = before.get("train_s", 0.0)  # before this process
-    self._knn = before.get("knn")
-    names = "loss", "train_s", "step_s", "images_per_s", "knn"
-    self.figures = {"steps": start} | {name: before.get(name) for name in names}
-
-  def add(self, step, metrics):
-    self._pending.append((step, metrics))
-    while len(self._pending) > _IN_FLIGHT:
-      self._fetch()
-
-  def flush(self):
-    while self._pending:
-      self._fetch()
-    self._write()
-
-  def evaluated(self, step, knn):
-    """Notes an evaluation, whose seconds do not count as training."""
-    now = time.perf_counter()
-    self._paused += now - self._ends
-    self._ends = now
-    self._knn = knn
-    self.figures["knn"] = knn
-    self._emit({"step": step, "knn": knn})
-
-  def close(self):
-    """Ends the log; a full disk is told by what failed first, not here."""
-    self._bar.close()
-    for file in (self._file, self._tb):
-      with contextlib.suppress(OSError):
-        file.close()
-
-  def _fetch(self):
-    step, metrics = self._pending.popleft()
-    metrics = {k: np.asarray(v).item() for k, v in metrics.items()}
-    self._ends = time.perf_counter()
-    self._first = self._first or self._ends
-    self._count += 1
-    if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-      self._stop(step, metrics)
-    self._rows.append((step + 1, metrics))
-    self._bar.update()
-    if (step + 1) % self._run.config.log_every == 0:
-      self._write()
-
-  def _write(self):
-    """Writes the mean of the steps since the last row."""
-    if not self._rows:
-      return
-    rows, self._rows = self._rows, []
-    step = rows[-1][0]
-    mean = lambda name: float(np.mean([m[name] for _, m in rows]))
-    row = {name: mean(name) for name in rows[0][1]}
-    seconds = self._ends - self._start - self._paused
-    steady = self._ends - self._first - self._paused
-    step_s = steady / (self._count - 1) if self._count > 1 else seconds
-    self.figures |= {
-      "steps": step,
-      "loss": rows[-1][1]["loss"],
-      "train_s": round(self._before_s + seconds, 3),
-      "step_s": round(step_s, 6),
-      "images_per_s": round(self._run.config.batch_size / step_s, 1),
-    }
-    row["learning_rate"] = float(self._run.learning_rate(step - 1))
-    for name in ("train_s", "step_s", "images_per_s"):
-      row[name] = self.figures[name]
-    self._emit({"step": step} | row)
-    shown = {
-      "loss": f"{row['loss']:.4f}",
-      "img/s": f"{row['images_per_s']:.0f}",
-    }
-    if self._knn is not None:
-      shown["knn"] = f"{self._knn:.4f}"
-    self._bar.set_postfix(shown, refresh=False)
-
-  def _emit(self, row):
-    try:
-      self._file.write(json.dumps(row) + "\n")
-      self._file.flush()
-      self._tb.write(row)
-    except OSError as e:
-      raise errors.SafeStop(
-        f"{self._path} could not be written ({e.strerror}); the checkpoints "
-        "are kept: make room and start again in the same workdir"
-      ) from e
-
-  def _stop(self, step, metrics):
-    self._write()
-    run = self._run
-    indices = stream.indices(
-      run.config.seed,
-      step,
-      num_examples=len(run.source),
-      batch_size=run.config.batch_size,
-    )
-    raise errors.SafeStop(
-      f"step {step}: loss {metrics['loss']}, gradient norm "
-      f"{metrics['grad_norm']}, not finite; the batch's indices are "
-      f"{indices.tolist()}; the last checkpoint is from before and is kept"
-    )
-
-
-class _TensorBoard:
-  """Event files, written at once; tensorboardX' own thread would hang on a
-  full disk."""
-
-  def __init__(self, folder, first_step):
-    os.makedirs(folder, exist_ok=True)
-    self._writer = event_file_writer.EventsWriter(
-      os.path.join(folder, "events")
-    )
-    # TensorBoard then forgets what an earlier process wrote from here on.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(first_step, session_log=start)
-
-  def write(self, row):
-    for name, value in row.items():
-      if name != "step":
-        self._write(row["step"], summary=summary.scalar(name, value))
-    self._writer.flush()
-
-  def _write(self, step, **what):
-    event = event_pb2.Event(step=step, wall_time=time.time(), **what)
-    self._writer.write_event(event)
-
-  def close(self):
-    self._writer.close()
 
 
 def _refuse_another_config(config, workdir):
@@ -362,22 +263,6 @@ def environment() -> dict:
     "devices": [str(d) for d in jax.devices()],
     "cpus": os.cpu_count(),
   }
-
-
-def _drop_rows_after(path, step):
-  """Forgets what was logged after the checkpoint that the run resumes from.
-
-  Returns the last value of each name in the rows that stay.
-  """
-  if not os.path.exists(path):
-    return {}
-  with open(path) as f:
-    # A line cut short by a kill has no end.
-    rows = [json.loads(line) for line in f if line.endswith("\n")]
-  rows = [row for row in rows if row["step"] <= step]
-  with open(path, "w") as f:
-    f.writelines(json.dumps(row) + "\n" for row in rows)
-  return {name: value for row in rows for name, value in row.items()}
 
 
 def _init_from(run, state_shape):

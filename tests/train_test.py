@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 from ssljax import cli
+from ssljax import config as config_lib
+from ssljax import run as run_lib
+from ssljax import train
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -39,6 +42,7 @@ def get_config(arg=None):
   config.optimizer = dict(name="adamw", learning_rate=1e-3)
   config.checkpoint.every_steps = 20
   config.eval.last = False
+  config.monitor = dict(every_steps=30, examples=64)
   return config_lib.finish(config, arg)
 """
   )
@@ -84,6 +88,7 @@ def test_figures_and_files_of_a_run(whole):
   assert figures["compiles"] == 1
   assert figures["resumed_from"] is None
   assert np.isfinite(figures["loss"])
+  assert figures["collapsed"] is None
   assert figures["images_per_s"] > 0 and figures["train_s"] > 0
   assert {"config.json", "metrics.jsonl", "environment.json", "tb"} <= set(
     os.listdir(workdir)
@@ -94,9 +99,139 @@ def test_figures_and_files_of_a_run(whole):
   assert all(np.isfinite(row["loss"]) for row in rows)
 
 
-def _rows(workdir):
+MONITORS = {
+  f"monitor/{name}"
+  for name in ("rankme", "alpha_req", "alignment", "uniformity", "std")
+}
+
+
+def test_monitors_are_logged_every_so_many_steps_and_last(whole):
+  workdir, _ = whole
+  rows = _rows(workdir, "monitor/rankme")
+  assert [row["step"] for row in rows] == [30, 60, 80]
+  for row in rows:
+    assert set(row) == {"step"} | MONITORS
+    assert np.isfinite(list(row.values())).all()
+  assert rows[0] != rows[1] | {"step": 30}
+  events = b"".join(
+    open(os.path.join(workdir, "tb", name), "rb").read()
+    for name in os.listdir(os.path.join(workdir, "tb"))
+  )
+  for name in MONITORS:
+    assert events.count(name.encode()) == 3
+
+
+def test_monitors_change_nothing_and_can_be_off(config, whole, tmp_path):
+  workdir = str(tmp_path / "off")
+  figures = ssljax(
+    "train",
+    f"--config={config}",
+    f"--workdir={workdir}",
+    "--config.monitor.every_steps=0",
+  )
+  assert not _rows(workdir, "monitor/rankme")
+  assert figures["collapsed"] is None
+  assert figures["state_sha256"] == whole[1]["state_sha256"]
+
+
+@pytest.fixture
+def monitor(config):
+  """`monitor(flags) -> (the monitor, the state before the first step)`."""
+
+  def make(*flags):
+    run = run_lib.build(config_lib.load(config, list(flags)))
+    shape = run_lib.abstract_state(run)
+    return train._Monitor(run, shape), run_lib.init_state(run)
+
+  return make
+
+
+def test_monitors_are_the_same_on_eight_devices(monitor):
+  figures = []
+  for devices in (1, 8):
+    one, state = monitor(f"--config.mesh.data={devices}")
+    one.compile(state)
+    figures.append(one(state))
+    assert one.dim == 32
+  assert 3 < figures[0]["rankme"] < 32
+  for name in figures[0]:
+    np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("wanted, read", [(3, 8), (30, 24), (5000, 1432)])
+def test_monitored_examples_are_the_first_and_fit_devices(
+  monitor, wanted, read
+):
+  flags = "--config.mesh.data=8", f"--config.monitor.examples={wanted}"
+  batch = monitor(*flags)[0]._batch  # of 1437 examples
+  np.testing.assert_array_equal(batch["index"], np.arange(read))
+
+
+COLLAPSING = """
+import jax.numpy as jnp
+
+from ssljax import core
+from ssljax.methods import simclr
+
+def make(encoder):
+  sound = simclr.make(encoder)
+
+  def init(rng, batch):
+    return {"encoder": sound.init(rng, batch)[0]["encoder"]}, {
+      "batch_stats": {"encoder": {}}
+    }
+
+  def forward(params, method_state, batch, *, step, train):
+    out = sound.embed(params, method_state, batch)
+    return {"z": out["pooled"]}, method_state
+
+  def objective(params, method_state, features, *, step):
+    # All are to be the same, and nothing keeps them apart.
+    return jnp.mean(jnp.square(features["z"] - 1)), (method_state, {})
+
+  return core.Method(init, forward, objective, sound.embed)
+"""
+
+
+def test_a_collapse_is_told_once_and_stays_in_the_figures(config, tmp_path):
+  (tmp_path / "my_lab").mkdir()
+  (tmp_path / "my_lab" / "collapsing.py").write_text(COLLAPSING)
+  with open(config) as f:
+    text = f.read()
+  text, count = re.subn(
+    'dict\\(name="simclr", temp.*', 'dict(name="my_lab.collapsing")', text
+  )
+  assert count == 1
+  (tmp_path / "config.py").write_text(text)
+  flags = [
+    "train",
+    f"--config={tmp_path / 'config.py'}",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.optimizer.learning_rate=0.05",
+    "--config.monitor.every_steps=10",
+  ]
+  done = subprocess.run(
+    command(*flags),
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=environment(PYTHONPATH=str(tmp_path)),
+    check=True,
+  )
+  figures = json.loads(done.stdout.splitlines()[-1])
+  assert figures["collapsed"].startswith("complete collapse:")
+  assert done.stderr.count("complete collapse:") == 1
+  rows = _rows(tmp_path / "run", "monitor/rankme")
+  assert [row["step"] for row in rows] == list(range(10, 81, 10))
+  assert sum(row["monitor/std"] < 0.01 for row in rows) > 1
+  again = ssljax(*flags, PYTHONPATH=str(tmp_path))
+  assert again["collapsed"] == figures["collapsed"]
+
+
+def _rows(workdir, name="loss"):
+  """The rows of the log that have the name."""
   with open(os.path.join(workdir, "metrics.jsonl")) as f:
-    return [json.loads(line) for line in f]
+    return [row for row in map(json.loads, f) if name in row]
 
 
 def _steps(workdir):
@@ -143,6 +278,11 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
   assert figures["compiles"] <= 1
   steps = [row["step"] for row in _rows(workdir)]
   assert steps == list(range(2, 81, 2))  # no row twice, none missing
+  monitors = [_rows(w, "monitor/rankme") for w in (workdir, whole[0])]
+  assert monitors[0] == monitors[1]
+  # And in order, among each other too.
+  steps = [row["step"] for row in _rows(workdir, "step")]
+  assert steps == sorted(steps) and len(steps) == 43
 
 
 def test_sigterm_saves_and_exits_143(config, whole, tmp_path):
@@ -239,6 +379,7 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
     (["--config.method.name=simclrr"], "no module ssljax.methods.simclrr"),
     (["--config.optimizer.name=adam"], "choose among sgd, adamw"),
     (["--config.accumulate=3"], "not a multiple of"),
+    (["--config.monitor.examples=1"], "give 2 or more"),
     (["--config.mesh.data=64"], "devices"),
     (["--config.eval.last=1", "--config.eval.test_split=x"], "train or test"),
   ],

@@ -1,0 +1,226 @@
+"""What a run tells while it trains: metrics.jsonl, TensorBoard, the bar."""
+
+import collections
+import contextlib
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import tqdm
+from absl import logging
+from tensorboardX import event_file_writer
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+
+from ssljax import errors
+from ssljax import monitors
+from ssljax.data import stream
+
+# Steps that may be under way on the device. Two keep it busy, and more would
+# only hold batches in memory.
+_IN_FLIGHT = 2
+_MONITOR = "monitor/"  # before the names of what `monitors.measure` gives
+
+
+class Log:
+  """Metrics, fetched late, to metrics.jsonl, TensorBoard and the bar.
+
+  Args:
+    run: whose metrics they are.
+    workdir: the folder of the run.
+    start: the step that the run starts from; what was logged after is dropped.
+    dim: of what is monitored, for `monitors.collapse`; None where nothing is.
+
+  Attributes:
+    figures: of the run so far, as the command prints them.
+  """
+
+  def __init__(self, run, workdir, start, dim):
+    self._run = run
+    self._dim = dim
+    # (what takes them, step, values on the device)
+    self._pending = collections.deque()
+    self._warned = set()  # kinds of collapse
+    self._rows = []  # fetched, not yet written
+    self._path = os.path.join(workdir, "metrics.jsonl")
+    before = _drop_rows_after(self._path, start)
+    self._file = open(self._path, "a")
+    self._tb = TensorBoard(os.path.join(workdir, "tb"), start + 1)
+    self._bar = tqdm.tqdm(
+      total=run.total_steps,
+      initial=start,
+      unit="step",
+      mininterval=0.5 if sys.stderr.isatty() else 30,
+      dynamic_ncols=True,
+    )
+    self._start = self._ends = time.perf_counter()
+    self._first = None  # when the first step was done: compiled by then
+    self._paused = 0.0  # seconds in evaluation
+    self._count = 0
+    self._before_s = before.get("train_s", 0.0)  # before this process
+    self._knn = before.get("knn")
+    names = "loss", "train_s", "step_s", "images_per_s", "knn"
+    self.figures = {"steps": start} | {name: before.get(name) for name in names}
+    self.figures["collapsed"] = None
+    if f"{_MONITOR}rankme" in before:
+      figures = {k.removeprefix(_MONITOR): v for k, v in before.items()}
+      self.figures["collapsed"] = monitors.collapse(figures, dim)
+
+  def add(self, step, metrics):
+    """Takes the metrics of a step, on the device."""
+    self._later(self._trained, step, metrics)
+
+  def monitored(self, step, figures):
+    """Takes what `monitors.measure` gave, on the device."""
+    self._later(self._judged, step, figures)
+
+  def _later(self, take, step, values):
+    self._pending.append((take, step, values))
+    while len(self._pending) > _IN_FLIGHT:
+      self._fetch()
+
+  def flush(self):
+    while self._pending:
+      self._fetch()
+    self._write()
+
+  def evaluated(self, step, knn):
+    """Notes an evaluation, whose seconds do not count as training."""
+    now = time.perf_counter()
+    self._paused += now - self._ends
+    self._ends = now
+    self._knn = knn
+    self.figures["knn"] = knn
+    self._emit({"step": step, "knn": knn})
+
+  def close(self):
+    """Ends the log; a full disk is told by what failed first, not here."""
+    self._bar.close()
+    for file in (self._file, self._tb):
+      with contextlib.suppress(OSError):
+        file.close()
+
+  def _fetch(self):
+    take, step, values = self._pending.popleft()
+    take(step, {k: np.asarray(v).item() for k, v in values.items()})
+
+  def _trained(self, step, metrics):
+    self._ends = time.perf_counter()
+    self._first = self._first or self._ends
+    self._count += 1
+    if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+      self._stop(step, metrics)
+    self._rows.append((step + 1, metrics))
+    self._bar.update()
+    if (step + 1) % self._run.config.log_every == 0:
+      self._write()
+
+  def _judged(self, step, figures):
+    """Writes the monitors, and warns of a collapse, once of each kind."""
+    self._emit({"step": step} | {_MONITOR + k: v for k, v in figures.items()})
+    reason = self.figures["collapsed"] = monitors.collapse(figures, self._dim)
+    kind = reason and reason.partition(":")[0]
+    if reason and kind not in self._warned:
+      self._warned.add(kind)
+      logging.warning("step %d: %s", step, reason)
+
+  def _write(self):
+    """Writes the mean of the steps since the last row."""
+    if not self._rows:
+      return
+    rows, self._rows = self._rows, []
+    step = rows[-1][0]
+    mean = lambda name: float(np.mean([m[name] for _, m in rows]))
+    row = {name: mean(name) for name in rows[0][1]}
+    seconds = self._ends - self._start - self._paused
+    steady = self._ends - self._first - self._paused
+    step_s = steady / (self._count - 1) if self._count > 1 else seconds
+    self.figures |= {
+      "steps": step,
+      "loss": rows[-1][1]["loss"],
+      "train_s": round(self._before_s + seconds, 3),
+      "step_s": round(step_s, 6),
+      "images_per_s": round(self._run.config.batch_size / step_s, 1),
+    }
+    row["learning_rate"] = float(self._run.learning_rate(step - 1))
+    for name in ("train_s", "step_s", "images_per_s"):
+      row[name] = self.figures[name]
+    self._emit({"step": step} | row)
+    shown = {
+      "loss": f"{row['loss']:.4f}",
+      "img/s": f"{row['images_per_s']:.0f}",
+    }
+    if self._knn is not None:
+      shown["knn"] = f"{self._knn:.4f}"
+    self._bar.set_postfix(shown, refresh=False)
+
+  def _emit(self, row):
+    try:
+      self._file.write(json.dumps(row) + "\n")
+      self._file.flush()
+      self._tb.write(row)
+    except OSError as e:
+      raise errors.SafeStop(
+        f"{self._path} could not be written ({e.strerror}); the checkpoints "
+        "are kept: make room and start again in the same workdir"
+      ) from e
+
+  def _stop(self, step, metrics):
+    self._write()
+    run = self._run
+    indices = stream.indices(
+      run.config.seed,
+      step,
+      num_examples=len(run.source),
+      batch_size=run.config.batch_size,
+    )
+    raise errors.SafeStop(
+      f"step {step}: loss {metrics['loss']}, gradient norm "
+      f"{metrics['grad_norm']}, not finite; the batch's indices are "
+      f"{indices.tolist()}; the last checkpoint is from before and is kept"
+    )
+
+
+class TensorBoard:
+  """Event files, written at once; tensorboardX' own thread would hang on a
+  full disk."""
+
+  def __init__(self, folder, first_step):
+    os.makedirs(folder, exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(
+      os.path.join(folder, "events")
+    )
+    # TensorBoard then forgets what an earlier process wrote from here on.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(first_step, session_log=start)
+
+  def write(self, row):
+    for name, value in row.items():
+      if name != "step":
+        self._write(row["step"], summary=summary.scalar(name, value))
+    self._writer.flush()
+
+  def _write(self, step, **what):
+    event = event_pb2.Event(step=step, wall_time=time.time(), **what)
+    self._writer.write_event(event)
+
+  def close(self):
+    self._writer.close()
+
+
+def _drop_rows_after(path, step):
+  """Forgets what was logged after the checkpoint that the run resumes from.
+
+  Returns the last value of each name in the rows that stay.
+  """
+  if not os.path.exists(path):
+    return {}
+  with open(path) as f:
+    # A line cut short by a kill has no end.
+    rows = [json.loads(line) for line in f if line.endswith("\n")]
+  rows = [row for row in rows if row["step"] <= step]
+  with open(path, "w") as f:
+    f.writelines(json.dumps(row) + "\n" for row in rows)
+  return {name: value for row in rows for name, value in row.items()}

@@ -1,0 +1,371 @@
+"""The page of a run: whole, safe and true to the run; and its users' errors."""
+
+import base64
+import html.parser
+import json
+import os
+import re
+import shutil
+import sys
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from ssljax import cli
+from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import evaluate
+from ssljax import report
+from ssljax import run as run_lib
+from ssljax import train
+from ssljax.models import vit
+from ssljax.report import arrays
+from ssljax.report import charts
+from ssljax.report import markup
+from ssljax.report import record
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NASTY = "<script>alert(\"1\") & '2'"
+METHOD = """
+from ssljax.methods import simclr
+
+def make(encoder, *, title):
+  def show(params, method_state, batch):
+    assert batch["key"].shape == batch["views"].shape[:1]
+    x = batch["views"][:, 0]
+    return {"as it is": x, title: x[:, ::-1]}
+  return simclr.make(encoder, out_dim=8)._replace(show={"upside_down": show})
+"""
+ACCURACIES = dict(knn=0.625, raw_knn=0.9472, random_knn=0.6111)
+
+
+def short(*overrides):
+  path = os.path.join(ROOT, "configs", "simclr_vit_fashion_mnist.py:quick")
+  few = ["--config.steps=4", "--config.mesh.data=1"]
+  return config_lib.load(path, [*few, *overrides])
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+  """A run on digits with an evaluation, and its page."""
+  workdir = str(tmp_path_factory.mktemp("runs") / "labelled")
+  # The statistics must be undone in the pictures.
+  config = short("--config.seed=3")
+  with config.unlocked():
+    config.augment.update(mean=(0.3,), std=(0.35,))
+    config.encoder.pool = "mean"
+  train.train(config, workdir)
+  os.makedirs(os.path.join(workdir, "eval"))
+  for step, knn in ((2, 0.111), (4, ACCURACIES["knn"])):
+    figures = ACCURACIES | {"knn": knn, "step": step, "dataset": "digits"}
+    with open(os.path.join(workdir, "eval", f"{step}.json"), "w") as f:
+      json.dump(figures | {"protocol": {"knn": "knn/1 k=20"}}, f)
+  return workdir, report.report([workdir])
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+  """A run of a user's own method on a folder without labels or evaluation, with
+  names that would break a page."""
+  root = tmp_path_factory.mktemp("bare")
+  folder = root / NASTY / "train"
+  folder.mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  for i in range(40):
+    image = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    cv2.imwrite(str(folder / f"{i}.png"), image)
+  (root / "report_lab").mkdir()
+  (root / "report_lab" / "flip.py").write_text(METHOD)
+  config = short("--config.batch_size=16", "--config.eval.last=False")
+  with config.unlocked():
+    config.data.update(name=f"folder:{root / NASTY}", channels=3)
+    config.method = dict(name="report_lab.flip", title=NASTY)
+    config.encoder.update(scan=True, pool="cls")
+    config.eval.update(train_split="", test_split="")
+  sys.path.insert(0, str(root))
+  workdir = str(root / "run")
+  train.train(config, workdir)
+  yield workdir, report.report([workdir])
+  sys.path.remove(str(root))
+
+
+class Parser(html.parser.HTMLParser):
+  """Tags that are closed in order, headings, attributes and pictures."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.headings, self.addresses, self.tags = [], [], [], set()
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.add(tag)
+    self.addresses += [v for k, v in attrs if k in ("src", "href")]
+    assert all(k == k.strip("\"'<>") for k, _ in attrs), attrs
+    if tag not in ("meta", "img", "br", "wbr"):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open[-1:] == ["h2"]:
+      self.headings.append(data)
+
+
+def read(figures):
+  with open(figures["report"], encoding="utf-8") as f:
+    text = f.read()
+  assert figures["bytes"] == len(text.encode()) < 5e6
+  assert "http://" not in text and "https://" not in text
+  page = Parser(text)
+  assert all(a.startswith("data:image/") for a in page.addresses)
+  assert not page.tags & {"script", "link", "iframe"}
+  return text, page
+
+
+def pictures(text, section):
+  """The pictures of a section, as OpenCV reads them."""
+  part = text.split(f"<h2>{section}</h2>")[1].split("<h2>")[0]
+  found = re.findall(r'<img src="data:image/\w+;base64,([^"]+)"', part)
+  decode = lambda data: cv2.imdecode(
+    np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_UNCHANGED
+  )
+  return [decode(data) for data in found]
+
+
+def test_page(labelled):
+  workdir, figures = labelled
+  assert figures["report"] == os.path.join(workdir, "report", "index.html")
+  assert figures["runs"] == 1 and figures["seconds"] > 0
+  text, page = read(figures)
+  assert page.headings == [
+    "Curves",
+    "Augmented views",
+    "Map of the embeddings",
+    "Nearest neighbours",
+    "Attention",
+    "Speed",
+    "Versions and config",
+  ]
+  for said in (
+    ">0.625<",  # of the last evaluation
+    "1.4 points above",
+    "32.2 points below",
+    ">loss<",
+    ">learning rate<",
+    ">gradient norm<",
+    ">contrast accuracy<",
+    ">kNN accuracy<",
+    "class 7",
+    "goodput",
+    jax.__version__,
+    "&quot;decay_exclude&quot;",
+  ):
+    assert said in text, said
+  assert "0.111" not in text
+
+
+def test_pictures_are_those_of_the_run(labelled):
+  workdir, figures = labelled
+  text, _ = read(figures)
+  run, _ = evaluate.restore(workdir)
+  views = pictures(text, "Augmented views")
+  assert len(views) == 8 * 3
+  places = np.linspace(0, len(run.source) - 1, 8).round().astype(int)
+  original = run.source.read(places)["image"][..., 0]
+  np.testing.assert_array_equal(views[::3], original)
+  assert not np.array_equal(views[1], views[2])
+  # The scale of the views is undone to the bit.
+  _, view = run_lib.make_augments(run.config, run.source.shape)
+  images = run.source.read(places)["image"]
+  visible = arrays._visible(view, 1)
+  seen = view(arrays._batch(images))["views"]
+  assert abs(np.asarray(seen)).max() > 1.5
+  np.testing.assert_array_equal(visible(seen)[:, 0], images)
+
+
+def test_labels_of_neighbours(labelled):
+  text, _ = read(labelled[1])
+  # Ten classes of eight neighbours; a frame for each, and their count.
+  frames = re.findall(r'class="px (same|other)"', text)
+  assert len(frames) == 80
+  counts = [int(n) for n in re.findall(r"(\d) of 8</small>", text)]
+  assert len(counts) == 10 and sum(counts) == frames.count("same") > 0
+
+
+def test_without_labels_and_escaped(bare):
+  text, page = read(bare[1])
+  assert page.headings == [
+    "Curves",
+    "Augmented views",
+    "Map of the embeddings",
+    "Nearest neighbours",
+    "Upside down",
+    "Attention",
+    "Speed",
+    "Versions and config",
+  ]
+  assert "&lt;script&gt;alert" in text and "Not evaluated" in text
+  assert "same label" not in text
+  shown = np.array(pictures(text, "Upside down"))
+  assert len(shown) == 2 * 8
+  np.testing.assert_array_equal(shown[1::2], shown[::2, ::-1])
+
+
+def test_two_runs(labelled, bare, tmp_path):
+  out = str(tmp_path / "new" / "two.html")
+  figures = report.report([labelled[0], bare[0]], out)
+  assert figures["report"] == out and figures["runs"] == 2
+  text, page = read(figures)
+  assert "Differences of the configs" in page.headings
+  part = text.split("<h2>Differences of the configs</h2>")[1].split("<h2>")[0]
+  assert "method.name" in part and "report_lab.flip" in part
+  assert "optimizer.name" not in part
+  # Both in each chart; what one has alone is told of that one.
+  assert text.count(">loss<") == 1
+  assert text.split(">loss<")[1].split("</svg>")[0].count("<polyline") == 2
+  assert (
+    text.split("<h2>Upside down</h2>")[1].split("<h2>")[0].count("<h3>") == 1
+  )
+
+
+def test_command(labelled, bare, monkeypatch, capsys):
+  calls = []
+  take = lambda workdirs, out: calls.append((workdirs, out)) or {}
+  monkeypatch.setattr(report, "report", take)
+  assert cli.main(["report", "--workdir=a", "b", "--out=c"]) == 0
+  assert cli.main(["report", "--workdir=a", "--workdir=b"]) == 0
+  assert calls == [(["a", "b"], "c"), (["a", "b"], None)]
+
+
+def test_user_errors(labelled, tmp_path, capsys):
+  def said(*args):
+    assert cli.main(["report", *args]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+  assert "--workdir" in said()
+  assert "no run" in said(f"--workdir={tmp_path / 'none'}")
+  shutil.copy(os.path.join(labelled[0], "config.json"), tmp_path)
+  assert "no checkpoint" in said(f"--workdir={tmp_path}")
+  assert os.listdir(tmp_path) == ["config.json"]
+  with pytest.raises(errors.UserError, match="no run"):
+    report.report([labelled[0], str(tmp_path / "none")])
+  (tmp_path / "file").write_text("")
+  assert "--out" in said(
+    f"--workdir={labelled[0]}", f"--out={tmp_path}/file/x.html"
+  )
+
+
+def test_record(labelled, tmp_path):
+  workdir = str(tmp_path / "labelled")
+  shutil.copytree(labelled[0], workdir)
+  with open(os.path.join(workdir, "metrics.jsonl"), "a") as f:
+    f.write('{"step": 5, "loss": NaN}\n{"step": 6, "lo')  # killed
+  one, two = record.read([labelled[0], workdir, workdir])
+  assert one.name != two.name and two.name.endswith("/labelled")
+  assert record.last(two.rows, "step") == 5
+  assert record.series(two.rows)["loss"] == record.series(one.rows)["loss"]
+  assert one.starts == 1 and 0 < one.wall_s < 600
+  assert record.flat({"a": {"b": 1, "c": {}}}) == {"a.b": 1, "a.c": {}}
+
+
+def test_attention_is_sown_for_those_who_ask():
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+  plain, scanned = (vit.make(variant="Mu/2", scan=s) for s in (False, True))
+  variables = jax.jit(lambda k: scanned.init(k, x, train=False))(
+    jax.random.key(1)
+  )
+  assert variables.keys() == {"params"}
+  params = dict(variables["params"])
+  blocks = params.pop("blocks")
+  for i in range(2):
+    params[f"block{i}"] = jax.tree.map(lambda p, i=i: p[i], blocks)
+
+  def attention(module, params):
+    call = lambda p: module.apply(
+      {"params": p}, x, train=False, mutable=["intermediates"]
+    )
+    return jax.jit(call)(params)[1]["intermediates"]
+
+  (of_scan,) = attention(scanned, variables["params"])["blocks"]["attention"]
+  (of_last,) = attention(plain, params)["block1"]["attention"]
+  assert of_last.shape == (2, 2, 17, 17)
+  np.testing.assert_allclose(of_last.sum(axis=-1), 1, rtol=1e-5)
+  np.testing.assert_allclose(of_scan[1], of_last, atol=1e-6)
+  assert np.abs(np.asarray(of_scan[0] - of_last)).max() > 1e-3
+
+
+def test_maps_of_attention(labelled, bare):
+  def attention(workdir, channels):
+    run, state = evaluate.restore(workdir)
+    x = np.random.default_rng(0).random((6, 8, 8, channels), np.float32)
+    return arrays._attention(run, state, x, lambda x: x)
+
+  mean, cls = attention(labelled[0], 1), attention(bare[0], 3)
+  assert mean[0].shape == (6, 8, 8, 1) and mean[1].shape == (6, 2, 4, 4)
+  # Over patches alone; the class token looks at itself as well.
+  np.testing.assert_allclose(mean[1].sum(axis=(2, 3)), 1, rtol=1e-5)
+  assert (cls[1].sum(axis=(2, 3)) < 0.999).all()
+
+
+def test_neighbours():
+  z = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+  z /= np.linalg.norm(z, axis=1, keepdims=True)
+  z[7] = z[3]
+  found = arrays._neighbours(z, np.array([3, 20]))
+  assert found.shape == (2, 9) and found[0, :2].tolist() == [3, 7]
+  for row in found:
+    rest = np.setdiff1d(np.arange(50), row)
+    assert (z[row[1:]] @ z[row[0]]).min() >= (z[rest] @ z[row[0]]).max()
+
+
+def test_map_of_clusters_and_of_collapse():
+  rng = np.random.default_rng(0)
+  centres = 5 * np.eye(3, 8)
+  labels = np.arange(90) % 3
+  z = centres[labels] + 0.1 * rng.normal(size=(90, 8))
+  points = arrays._tsne(z)
+  assert points.min() == 0 and points.max() == 1
+  apart = np.linalg.norm(points[:, None] - points, axis=-1)
+  np.fill_diagonal(apart, np.inf)
+  assert (labels[apart.argmin(axis=1)] == labels).all()
+  assert arrays._tsne(np.ones((90, 8)) * 0.3) is None
+  assert arrays._tsne(z[:3]) is None
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 5000])
+def test_lines(count, log):
+  steps = np.arange(1, count + 1)
+  svg = charts.lines([("<a>", 0, steps, 1.0 / steps)], log=log)
+  page = Parser(svg)
+  assert "nan" not in svg and "inf" not in svg and "<a>" not in svg
+  assert len(svg) < 40_000 and {"text", "rect"} <= page.tags
+  # The extremes of a long curve are drawn, though it is averaged.
+  assert ("polygon" in page.tags) == (count == 5000)
+
+
+def test_ticks():
+  assert charts._ticks(0, 200, 5) == [
+    (v, str(v)) for v in (0, 50, 100, 150, 200)
+  ]
+  assert [t[1] for t in charts._ticks(0, 0.3, 4)] == [
+    "0.0",
+    "0.1",
+    "0.2",
+    "0.3",
+  ]
+  assert [t[1] for t in charts._ticks(0, 60000, 3)] == [
+    "0", "20k", "40k", "60k",
+  ]  # fmt: skip
+
+
+def test_markup_escapes():
+  made = markup.tag("a", "<b>", [1, None], title='"<', data_x=NASTY)
+  assert made.startswith('<a title="&quot;&lt;" data-x="&lt;script&gt;')
+  assert made.endswith("&lt;b&gt;1</a>")
