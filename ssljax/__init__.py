@@ -4,4 +4,4 @@ Nothing is imported eagerly: `from ssljax import core` brings jax and optax and
 nothing else.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

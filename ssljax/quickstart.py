@@ -1,4 +1,4 @@
-"""The main job on real data: prepare, train, evaluate, say where it all is.
+"""The main job on real data: prepare, train, evaluate, and the page about it.
 
 `python -m ssljax.quickstart` is what `make quickstart` runs. The last line on
 stdout is one JSON object.
@@ -12,6 +12,7 @@ from ssljax import cli
 from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import report
 from ssljax import train
 from ssljax.data import prepare
 
@@ -37,6 +38,7 @@ def main() -> int:
   figures = evaluate.evaluate(workdir)
   for name in ("train_s", "images_per_s"):
     figures[name] = trained[name]
+  figures["report"] = report.report([workdir])["report"]
   _tell(figures, workdir)
   print(json.dumps(figures), flush=True)
   return 0
@@ -54,6 +56,7 @@ def _tell(figures, workdir):
     lines.append(row(name, *accuracies))
   lines.append(f"Everything is in {workdir}: ")
   lines.append("  metrics.jsonl, tb/, checkpoints/, eval/, config.json")
+  lines.append(f"To look at, in a browser: {figures['report']}")
   print("\n".join(lines))
 
 

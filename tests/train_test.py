@@ -1,5 +1,6 @@
 """The trainer, as a user runs it: in subprocesses, killed, and misused."""
 
+import collections
 import contextlib
 import io
 import json
@@ -70,7 +71,10 @@ def ssljax(*args, status=0, **env):
   )
   assert done.returncode == status, done.stderr[-3000:]
   if status:
-    return done.stderr.strip().splitlines()[-1]
+    # Orbax may tell of its own threads after us.
+    lines = done.stderr.splitlines()
+    (line,) = [line for line in lines if line.startswith("ssljax: ")]
+    return line
   return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -423,6 +427,15 @@ def test_other_mistakes(config, whole, tmp_path):
   assert "unknown protocol 'liner'" in line
   line = _main(["evaluate", f"--workdir={whole[0]}", "--step=5"])
   assert "no checkpoint of step 5" in line
+
+
+def test_no_room_for_a_checkpoint_is_said_before_training(
+  config, tmp_path, monkeypatch
+):
+  usage = collections.namedtuple("usage", "total used free")
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 1000))
+  line = _main(["train", f"--config={config}", f"--workdir={tmp_path / 'w'}"])
+  assert "a checkpoint needs" in line and "make room" in line
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

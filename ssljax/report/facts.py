@@ -1,0 +1,269 @@
+"""The sections of a page that are words and numbers, from a run's files."""
+
+import json
+
+from ssljax.report import charts
+from ssljax.report import markup
+from ssljax.report import record as record_lib
+
+_ROWS = {"": "this encoder", "raw_": "raw pixels", "random_": "random encoder"}
+_PROTOCOLS = {"knn": "kNN", "linear": "linear probe"}
+_TITLES = {
+  "knn": "kNN accuracy",
+  "grad_norm": "gradient norm",
+  "images_per_s": "images per second",
+}
+_NOT_CURVES = ("train_s", "step_s")
+_LINEAR = ("learning_rate", "images_per_s")
+_FIRST, _LAST = ("loss", "knn"), ("learning_rate", "grad_norm", "images_per_s")
+
+
+def lead(record: record_lib.Record) -> markup.Html:
+  """What was trained, in two lines."""
+  config = record.config
+  what = f"{part(config, 'method')} · {part(config, 'encoder')}"
+  how = f"{part(config, 'data')}, batches of {config.get('batch_size')}"
+  if steps := record_lib.last(record.rows, "step"):
+    how += f", {steps:,} steps"
+  return markup.tag(
+    "p", markup.tag("b", what), markup.tag("br"), how, class_="lead"
+  )
+
+
+def part(config, key) -> str:
+  """The name of a config's part, and what it was given."""
+  given = config.get(key) or {}
+  name = str(given.get("name", "?"))
+  if key == "encoder":
+    # Numbers and words that say its size; the rest is in the config below.
+    sizes = ("variant", "width", "dim", "depth")
+    words = [
+      f"{given[k]}" if k == "variant" else f"{k} {given[k]}"
+      for k in sizes
+      if given.get(k) is not None
+    ]
+    return " ".join([name, ", ".join(words)]).strip()
+  return name
+
+
+def evaluation(record: record_lib.Record) -> markup.Html:
+  """Whether the encoder beats the floors, as bars."""
+  measured = record.evaluation
+  if measured is None:
+    knn = record_lib.last(record.rows, "knn")
+    if knn is None:
+      return markup.tag(
+        "p", "Not evaluated: ssljax evaluate --workdir=...", class_="note"
+      )
+    bars = charts.bars([(_ROWS[""], knn, True)])
+    return markup.tag("div", markup.tag("h3", "kNN"), bars, class_="protocol")
+  parts = []
+  protocols = measured.get("protocol")
+  for name in protocols if isinstance(protocols, dict) else ():
+    values = {
+      key.removesuffix(name): value
+      for key, value in measured.items()
+      if key.endswith(name) and record_lib.is_number(value)
+    }
+    if "" not in values:
+      continue
+    rows = [
+      (_ROWS.get(k, k.strip("_")), value, k == "")
+      for k, value in sorted(values.items(), key=lambda item: item[1])
+    ]
+    parts.append(
+      markup.tag(
+        "div",
+        markup.tag("h3", _PROTOCOLS.get(name, name)),
+        charts.bars(rows),
+        markup.tag("p", _verdict(values)),
+        class_="protocol",
+        title=protocols[name],
+      )
+    )
+  where = f"Accuracy on {measured.get('dataset')} after step "
+  return markup.join(
+    markup.tag("div", parts, class_="protocols"),
+    markup.tag("p", where, measured["step"], ".", class_="note"),
+  )
+
+
+def _verdict(values):
+  """How far above or below the floors, in points of a hundred."""
+  said = []
+  for key, name in (("random_", "the random encoder"), ("raw_", "raw pixels")):
+    if key in values:
+      points = 100 * (values[""] - values[key])
+      up = points > 0
+      word = f"{abs(points):.1f} points {'above' if up else 'below'}"
+      said.append(", " if said else None)
+      said.append(markup.tag("span", word, class_="up" if up else "down"))
+      said.append(f" {name}")
+  return said
+
+
+def curves(records) -> markup.Html | None:
+  """A chart of each scalar, all runs together."""
+  found = [record_lib.series(r.rows) for r in records]
+  names = list(dict.fromkeys(name for scalars in found for name in scalars))
+  names = [n for n in names if n not in _NOT_CURVES]
+  names.sort(key=_order)
+  charts_ = [
+    _chart(
+      name,
+      [
+        (r.name, i, *scalars[name])
+        for i, (r, scalars) in enumerate(zip(records, found))
+        if name in scalars
+      ],
+      len(records) > 1,
+    )
+    for name in names
+  ]
+  if not charts_:
+    return None
+  return markup.join(legend(records), markup.tag("div", charts_, class_="grid"))
+
+
+def _order(name):
+  if name in _FIRST:
+    return 0, _FIRST.index(name), name
+  if name in _LAST:
+    return 2, _LAST.index(name), name
+  return 1, "/" in name, name
+
+
+def _chart(name, lines, several):
+  values = [v for _, _, _, vs in lines for v in vs]
+  # What falls by powers of ten is seen on a logarithmic axis.
+  log = name not in _LINEAR and min(values) > 0
+  log = log and max(values) > 15 * min(values) and max(values) > 1
+  note = "log" if log else None
+  if not several:
+    note = f"{values[-1]:.4g}"
+  last = [
+    markup.tag("span", dot(i), f"{values[-1]:.4g}") for _, i, _, values in lines
+  ]
+  return markup.tag(
+    "div",
+    markup.tag(
+      "h3",
+      markup.tag("span", _TITLES.get(name) or name.replace("_", " ")),
+      markup.tag("small", note),
+    ),
+    charts.lines(lines, log=log),
+    markup.tag("p", last, class_="values") if several else None,
+    class_="card",
+  )
+
+
+def dot(i) -> markup.Html:
+  return markup.tag(
+    "span", class_="dot", style=f"background:{charts.colour(i)}"
+  )
+
+
+def legend(records) -> markup.Html | None:
+  if len(records) == 1:
+    return None
+  names = [markup.tag("span", dot(i), r.name) for i, r in enumerate(records)]
+  return markup.tag("p", names, class_="legend")
+
+
+def speed(records) -> markup.Html | None:
+  """Throughput, goodput, and what is known of starts and compiling."""
+  facts = [_speed(r) for r in records]
+  names = list(dict.fromkeys(name for f in facts for name in f))
+  if not names:
+    return None
+  return _by_run(records, names, facts)
+
+
+def _speed(record):
+  rows, batch = record.rows, record.config.get("batch_size")
+  get = lambda name: record_lib.last(rows, name)
+  steps, step_s, train_s = get("step"), get("step_s"), get("train_s")
+  facts = {}
+  if get("images_per_s"):
+    facts["images per second"] = f"{get('images_per_s'):,.0f}"
+  if step_s:
+    facts["a step"] = seconds(step_s)
+  if train_s:
+    facts["training"] = seconds(train_s)
+    if steps and batch:
+      facts["images seen"] = f"{steps * batch:,}"
+  if step_s and train_s and steps:
+    facts["goodput"] = f"{min(1, steps * step_s / train_s):.0%} of training"
+  first = rows[0] if rows else {}
+  if {"step", "step_s", "train_s"} <= first.keys():
+    # All steps but the first at the steady pace; what is left is the first.
+    wait = first["train_s"] - (first["step"] - 1) * first["step_s"]
+    if wait > 0:
+      facts["first step, with compiling"] = seconds(wait)
+  if record.starts:
+    facts["starts of the process"] = f"{record.starts}"
+  if record.wall_s:
+    facts["from the first start to the last event"] = seconds(record.wall_s)
+  return facts
+
+
+def seconds(s: float) -> str:
+  """A duration, for people."""
+  if s < 1:
+    return f"{1000 * s:.3g} ms"
+  if s < 120:
+    return f"{s:.3g} s"
+  if s < 7200:
+    return f"{s / 60:.1f} min"
+  return f"{s / 3600:.1f} h"
+
+
+def differences(records) -> markup.Html | None:
+  """The keys in which the configs of several runs differ."""
+  flat = [record_lib.flat(r.config) for r in records]
+  names = sorted({key for config in flat for key in config})
+  value = lambda config, key: json.dumps(config[key]) if key in config else "–"
+  differ = [k for k in names if len({value(config, k) for config in flat}) > 1]
+  if len(records) == 1:
+    return None
+  if not differ:
+    return markup.tag("p", "The configs are the same.", class_="note")
+  shown = [{k: value(config, k) for k in differ} for config in flat]
+  return _by_run(records, differ, shown)
+
+
+def environments(records) -> markup.Html | None:
+  found = [r.environment for r in records]
+  names = list(dict.fromkeys(name for e in found for name in e))
+  if not names:
+    return None
+  value = lambda v: ", ".join(map(str, v)) if isinstance(v, list) else str(v)
+  return _by_run(
+    records, names, [{k: value(v) for k, v in e.items()} for e in found]
+  )
+
+
+def configs(records) -> markup.Html:
+  """The whole of each config, folded away."""
+  return markup.join(
+    [
+      markup.tag(
+        "details",
+        markup.tag(
+          "summary",
+          "The whole config" + (f" of {r.name}" if len(records) > 1 else ""),
+        ),
+        markup.tag("pre", json.dumps(r.config, indent=2, sort_keys=True)),
+      )
+      for r in records
+    ]
+  )
+
+
+def _by_run(records, names, facts):
+  """A table of facts, a column for each run."""
+  heads = [markup.join(dot(i), r.name) for i, r in enumerate(records)]
+  return markup.table(
+    ["", *heads] if len(records) > 1 else None,
+    [[name, *(f.get(name, "–") for f in facts)] for name in names],
+  )
