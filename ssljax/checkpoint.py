@@ -15,7 +15,8 @@ from ssljax import errors
 class Checkpoints:
   """The checkpoints of a run: the last `keep` and the best by kNN."""
 
-  def __init__(self, directory: str, *, keep: int = 3):
+  def __init__(self, directory: str, *, keep: int = 3, read_only: bool = False):
+    """Opens them; `read_only` leaves alone what a run under way is writing."""
     self._directory = os.path.abspath(directory)
     self._manager = ocp.CheckpointManager(
       self._directory,
@@ -30,7 +31,8 @@ class Checkpoints:
             ),
           ]
         ),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
       ),
     )
 

@@ -41,8 +41,9 @@ class Method(NamedTuple):
     init: `(rng, batch) -> (params, method_state)`; the batch as it comes out of
       `augment`.
     forward: `(params, method_state, batch, *, step, train) -> (features,
-      method_state)`. Features are a pytree of arrays [b ...]. Examples meet in
-      batch norm only; randomness comes from `batch["key"]` [b].
+      method_state)`. Features are a pytree of arrays [b ...]; counts and other
+      numbers that no parameter moves are integers. Examples meet in batch norm
+      only; randomness comes from `batch["key"]` [b].
     objective: `(params, method_state, features, *, step) -> (loss,
       (method_state, metrics))` on the features of the global batch: plain
       mathematics, no collectives; the value itself, never a local share.

@@ -95,7 +95,9 @@ def restore(workdir: str, step: int | None = None):
   if not os.path.exists(path):
     raise errors.UserError(f"no run in {workdir}: give a --workdir of `train`")
   run = run_lib.build(config_lib.restore(path))
-  checkpoints = checkpoint.Checkpoints(os.path.join(workdir, "checkpoints"))
+  checkpoints = checkpoint.Checkpoints(
+    os.path.join(workdir, "checkpoints"), read_only=True
+  )
   state = checkpoints.restore(run_lib.abstract_state(run), step)
   checkpoints.close()
   return run, state

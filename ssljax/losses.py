@@ -99,11 +99,10 @@ def masked_pixels(
     mask: [b n], 1 where the patch was removed.
 
   Returns:
-    (sums [b] float32 of each patch's mean over pixels, counts [b] float32).
+    (sums [b] float32 of each patch's mean over pixels, counts [b] int32).
   """
-  mask = mask.astype(jnp.float32)
   error = jnp.square(prediction.astype(jnp.float32) - target).mean(axis=-1)
-  return jnp.sum(error * mask, axis=1), mask.sum(axis=1)
+  return jnp.sum(error * mask, axis=1), mask.sum(axis=1, dtype=jnp.int32)
 
 
 def normalize_pixels(patches: jax.Array) -> jax.Array:

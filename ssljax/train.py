@@ -268,7 +268,7 @@ def environment() -> dict:
 def _init_from(run, state_shape):
   """The parameters and method state of another run's latest checkpoint."""
   other = checkpoint.Checkpoints(
-    os.path.join(run.config.init_from, "checkpoints")
+    os.path.join(run.config.init_from, "checkpoints"), read_only=True
   )
   old = other.restore(state_shape)
   new = run_lib.init_state(run)

@@ -46,47 +46,44 @@ class BatchNorm(nn.Module):
     c = x.shape[-1]
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
     running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
+    trains = self.train and not self.is_initializing()
+    groups = self.groups if trains else 1
+    shared = self.axis_name if trains else None
     flat = x.reshape(x.shape[0], -1).astype(jnp.float32)  # [b places*c]
-    spread = lambda v: jnp.tile(v, flat.shape[1] // c)  # [... c] to that
-    if self.train:
-      mean, square, member = self._moments(flat, c)
-      var = jnp.maximum(square - jnp.square(mean), 0.0)
-      if not self.is_initializing():
-        move = lambda old, new: (
-          self.momentum * old + (1 - self.momentum) * new.mean(axis=0)
-        )
-        running_mean.value = move(running_mean.value, mean)
-        running_var.value = move(running_var.value, var)
-    else:
-      mean, var = running_mean.value[None], running_var.value[None]
-      member = None
-    scale = jax.lax.rsqrt(var + self.epsilon)
-    if self.use_scale:
-      scale = scale * self.param("scale", self.scale_init, (c,))
-    if member is not None:  # [groups c] to [b c]
-      mean, scale = _product(member, mean), _product(member, scale)
-    y = (flat - spread(mean)) * spread(scale)
-    if self.use_bias:
-      y = y + spread(self.param("bias", nn.initializers.zeros_init(), (c,)))
-    return y.reshape(x.shape).astype(self.dtype)
+    member = self._member(len(flat), shared) if groups > 1 else None
 
-  def _moments(self, flat, c):
-    """Means of x and its square [groups c], and who is in which [b groups]."""
-    shared = self.axis_name if not self.is_initializing() else None
-    groups = 1 if self.is_initializing() else self.groups
-    member = None
-    if groups > 1:
-      member = self._member(flat.shape[0], shared)
-
-    def average(v):
+    def average(v):  # [b places*c] -> [groups c]
       if member is None:
         v = v.mean(axis=0, keepdims=True)
       else:
-        v = _product(member.T, v) / (flat.shape[0] / groups)
+        v = _product(member.T, v) / (len(flat) / groups)
       v = v.reshape(groups, -1, c).mean(axis=1)
       return jax.lax.pmean(v, shared) if shared else v
 
-    return average(flat), average(jnp.square(flat)), member
+    def spread(v):  # [groups c] -> [b or 1, places*c]
+      v = v if member is None else _product(member, v)
+      return jnp.tile(v, flat.shape[1] // c)
+
+    mean = average(flat) if self.train else running_mean.value[None]
+    centred = flat - spread(mean)
+    # Not as the mean square less the squared mean, which loses digits.
+    var = (
+      average(jnp.square(centred)) if self.train else running_var.value[None]
+    )
+    if trains:
+      move = lambda old, new: (
+        self.momentum * old + (1 - self.momentum) * new.mean(axis=0)
+      )
+      running_mean.value = move(running_mean.value, mean)
+      running_var.value = move(running_var.value, var)
+    scale = jax.lax.rsqrt(var + self.epsilon)
+    if self.use_scale:
+      scale = scale * self.param("scale", self.scale_init, (c,))
+    y = centred * spread(scale)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros_init(), (c,))
+      y = y + jnp.tile(bias, flat.shape[1] // c)
+    return y.reshape(x.shape).astype(self.dtype)
 
   def _member(self, b, axis_name):
     """[b groups] of 0 and 1, by the place in the global batch."""
