@@ -1,6 +1,12 @@
 """SimCLR on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
 
-Not yet reproduced.
+  ssljax train --config=configs/simclr_resnet18_fashion_mnist.py --workdir=W
+  ssljax evaluate --workdir=W
+
+Two CPU cores, 2,340 steps of 1.1 s: kNN 0.8598, linear 0.8801, one seed; raw
+pixels 0.8447 and 0.8458, this encoder before training 0.7656 and 0.7607.
+`:fast`, 96 s: 0.7876 and 0.8024. Temperature and crops were chosen among five
+short runs of width 8 on a held-out tenth of the training set.
 """
 
 from ssljax import config as config_lib
