@@ -42,8 +42,8 @@ class Decoder(nn.Module):
     n = self.grid[0] * self.grid[1]
     embed = vit.dense(self.dim, self.dtype, "embed")
     mask_token = self.param("mask_token", vit.normal, (1, self.dim))
-    # By a product with zeros and ones, whose gradient is one too: on a CPU a
-    # gather's is slow. What is masked meets no one.
+    # By a product with zeros and ones, whose gradient is one too, where that of
+    # a gather scatters. What is masked meets no one.
     visible = jax.nn.one_hot(restore, tokens.shape[1], dtype=self.dtype)
     x = jnp.matmul(visible, embed(tokens), precision=jax.lax.Precision.HIGHEST)
     masked = (restore >= tokens.shape[1])[..., None]

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 class BatchNorm(nn.Module):
   """Batch norm over all axes but the last, [b ... c] -> [b ... c] in `dtype`.
 
-  As `flax.linen.BatchNorm`, with its names and numbers, and with groups. It
-  sums over examples first and over places after that, forwards and backwards,
-  which on a CPU is the quicker way.
+  As `flax.linen.BatchNorm`, with its names, and its numbers to rounding, and
+  with groups. It sums over examples first and over places after that, forwards
+  and backwards, so that XLA on a CPU reduces along rows.
 
   Attributes:
     train: take the statistics of the batch, and move the running ones.
