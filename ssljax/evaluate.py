@@ -4,6 +4,7 @@ The floors are raw pixels and the encoder as it was before training. Protocols
 are fixed and carry a version; what they gave is comparable across releases.
 """
 
+import contextlib
 import json
 import os
 
@@ -82,11 +83,25 @@ def evaluate(
     "protocol": versions,
     "workdir": workdir,
   }
-  os.makedirs(os.path.join(workdir, "eval"), exist_ok=True)
-  path = os.path.join(workdir, "eval", f"{int(state.step)}.json")
-  with open(path, "w") as f:
-    json.dump(figures, f, indent=2)
+  _record(figures, os.path.join(workdir, "eval", f"{int(state.step)}.json"))
   return figures
+
+
+def _record(figures, path):
+  """Writes the figures, whole or not at all."""
+  draft = path + ".draft"
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(draft, "w") as f:
+      json.dump(figures, f, indent=2)
+    os.replace(draft, path)
+  except OSError as e:
+    with contextlib.suppress(OSError):
+      os.remove(draft)
+    raise errors.SafeStop(
+      f"{path} could not be written ({e.strerror}): make room and evaluate "
+      f"again; the figures were {json.dumps(figures)}"
+    ) from e
 
 
 def restore(workdir: str, step: int | None = None):

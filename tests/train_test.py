@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import glob
 import io
 import json
 import os
@@ -452,7 +453,16 @@ def test_a_full_disk_ends_with_3_and_keeps_what_was_saved(config, tmp_path):
     assert "could not be written" in line and "is kept" in line
     steps = sorted(map(int, _steps(workdir)))
     assert steps, "no checkpoint fitted; the test's disk is too small"
-    figures = ssljax("evaluate", f"--workdir={workdir}")
-    assert figures["step"] == steps[-1]
+    filler = mount / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as f:
+      while True:
+        f.write(bytes(512))
+    knn = [f"--workdir={workdir}", "--protocols=knn"]
+    line = ssljax("evaluate", *knn, status=3)
+    assert "make room" in line and '"knn": ' in line
+    assert not glob.glob(os.path.join(workdir, "eval", "*"))
+    filler.unlink()
+    shutil.rmtree(os.path.join(workdir, "tb"))
+    assert ssljax("evaluate", *knn)["step"] == steps[-1]
   finally:
     subprocess.run(["umount", str(mount)], check=True)
