@@ -16,12 +16,14 @@ cli.use_huge_pages()
 cli.set_up()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from ssljax import core  # noqa: E402
 from ssljax import optim  # noqa: E402
 from ssljax.methods import mae  # noqa: E402
 from ssljax.methods import simclr  # noqa: E402
+from ssljax.models import linen  # noqa: E402
 from ssljax.models import resnet  # noqa: E402
 from ssljax.models import vit  # noqa: E402
 
@@ -40,16 +42,31 @@ def make(model):
   encoder = vit.make(variant="Ti/4", pool="mean")
   if model == "vit_ti":
     return contrast(encoder, 1), adamw, (128, 2)
-  # `unmasked`: all patches through the encoder, for what masking saves.
-  ratio = 0.75 if model == "mae_ti" else 1 / 64
-  method = mae.make(
-    encoder,
-    mask_ratio=ratio,
-    decoder_dim=96,
-    decoder_depth=4,
-    decoder_heads=3,
-  )
+  if model.startswith("encoder_ti"):
+    keep = 16 if model.endswith("masked") else 64
+    return encoder_alone(encoder, keep), adamw, (256, 1)
+  method = mae.make(encoder, decoder_dim=96, decoder_depth=4, decoder_heads=3)
   return method, adamw, (256, 1)
+
+
+def encoder_alone(encoder, keep):
+  """The mean of the squared pooled output, of the first `keep` patches."""
+
+  def forward(params, state, batch, *, step, train):
+    del step
+    x = batch["views"][:, 0]
+    kept = jnp.broadcast_to(jnp.arange(keep), (len(x), keep))
+    out, _ = linen.apply(encoder, params, {}, x, train=train, keep=kept)
+    return out["pooled"], state
+
+  def objective(params, state, features, *, step):
+    del params, step
+    return jnp.square(features).mean(), (state, {})
+
+  def init(rng, batch):
+    return linen.init(encoder, rng, batch["views"][:, 0])
+
+  return core.Method(init, forward, objective, embed=None)
 
 
 def main():

@@ -9,7 +9,7 @@ from ssljax import config as config_lib
 def get_config(arg=None):
   """Variants: `quick`."""
   config = config_lib.base()
-  config.epochs = 30.0
+  config.epochs = 13.0
   config.data.name = "fashion_mnist"
   config.augment = dict(
     name="mae", area=(0.5, 1.0), mean=(0.286,), std=(0.353,)
@@ -37,6 +37,6 @@ def get_config(arg=None):
     weight_decay=0.05,
     decay_exclude=("1d",),
   )
-  config.schedule = dict(name="cosine", warmup_epochs=2.0)
+  config.schedule = dict(name="cosine", warmup_epochs=1.0)
   quick = dict(decoder_dim=32, decoder_depth=1, decoder_heads=2)
   return config_lib.finish(config, arg, quick=quick)

@@ -24,11 +24,12 @@ def get_config(arg=None):
     area=(0.3, 1.0),
     interpolation="bilinear",
     strength=0.5,
+    blur_p=0.0,  # as the paper, appendix B.9, for small images
     mean=(0.286,),
     std=(0.353,),
   )
   config.encoder = dict(name="resnet", variant="18", width=16, stem="cifar")
-  config.method = dict(name="simclr", temperature=0.2)
+  config.method = dict(name="simclr", temperature=0.2, hidden_dim=512)
   # The loss is the authors' sum of both directions: a rate of 0.3 is one of 0.6
   # for the mean.
   config.optimizer = dict(

@@ -1,6 +1,5 @@
 """`ssljax <command>`: flags in, one function call out."""
 
-import difflib
 import json
 import os
 import sys
@@ -79,7 +78,7 @@ def _end(error, status):
 
 def _command(name):
   if name not in _COMMANDS:
-    near = difflib.get_close_matches(name, _COMMANDS, 1, 0.0)[0]
+    near = errors.nearest(name, _COMMANDS)
     raise errors.UserError(f"unknown command {name!r}: did you mean {near!r}?")
   return _COMMANDS[name]
 

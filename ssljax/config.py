@@ -1,10 +1,11 @@
 """Configs: what every config starts from, variants, and loading with flags.
 
 A config file defines `get_config(arg)`; `--config=FILE:variant,variant` gives
-the part after the colon as `arg`, and `--config.a.b=value` overrides one key.
+the part after the colon as `arg`, and `--config.a.b=value` overrides one key or
+gives an option that the file left out.
 """
 
-import difflib
+import ast
 import json
 import os
 
@@ -111,6 +112,10 @@ def _quick(config, method):
   config.monitor.every_steps = 20
 
 
+# Sections that name what is built, which refuses options that it does not have.
+_NAMED = ("augment", "encoder", "method", "optimizer", "schedule")
+
+
 def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
   """Reads `--config=path` and the `--config.a.b=value` among `argv`.
 
@@ -121,20 +126,38 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
   file = path.partition(":")[0]
   if not os.path.isfile(file):
     raise errors.UserError(f"no config {file!r}: give a file, as in configs/")
-  overrides = [a for a in argv if a.startswith(("--config.", "--noconfig."))]
   known = set(_paths(_parse(path, [])))
-  for override in overrides:
-    key = override.split("=")[0].split(".", 1)[1]
-    if key not in known:
-      near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+  overrides, options = [], []
+  for override in argv:
+    if not override.startswith(("--config.", "--noconfig.")):
+      continue
+    key, _, value = override.split(".", 1)[1].partition("=")
+    section, _, option = key.partition(".")
+    if key in known:
+      overrides.append(override)
+    elif section in _NAMED and option.isidentifier() and value:
+      options.append((section, option, value))
+    else:
+      near = errors.nearest(key, known)
       raise errors.UserError(
         f"unknown key config.{key}: did you mean config.{near}?"
       )
   try:
-    return _parse(path, overrides)
+    config = _parse(path, overrides)
   except (flags.Error, TypeError, ValueError) as e:
     message = str(e).splitlines()[0]
     raise errors.UserError(f"a wrong value: {message}") from e
+  with config.unlocked():
+    for section, option, value in options:
+      config[section][option] = _literal(value)
+  return config
+
+
+def _literal(text):
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
 
 
 def _parse(path, overrides):

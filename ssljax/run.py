@@ -120,7 +120,9 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   schedule = _options(config.schedule)
   name = schedule.pop("name")
   warmup = {k: schedule.pop(k) for k in list(schedule) if k in _WARMUP}
-  rate = optim.schedule(
+  rate = _call(
+    optim.schedule,
+    config.schedule,
     name,
     base=base,
     total_steps=total_steps,
@@ -265,9 +267,14 @@ def _make(package, config, *args, **known):
 
 
 def _call(function, config, *args, **options):
-  """Calls `make`, turning a wrong option's TypeError into a UserError."""
+  """Calls `make`, where wrong options are a UserError."""
+  signature = inspect.signature(function)
+  named = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+  if len(named) == len(signature.parameters):
+    known = [p.name for p in named if p.kind == p.KEYWORD_ONLY]
+    errors.refuse_unknown(config.get("name"), options, known)
   try:
-    inspect.signature(function).bind(*args, **options)
+    signature.bind(*args, **options)
   except TypeError as e:
     raise errors.UserError(f"{config.get('name')}: {e}") from e
   return function(*args, **options)

@@ -156,3 +156,21 @@ def test_mae_vit_imagenet_is_the_papers(size):
   assert config.batch_size == 4096 and config.epochs == 800
   warmup = round(40 * 1281167 / 4096)
   np.testing.assert_allclose(rate(warmup), 1.5e-4 * 16, rtol=1e-6)
+
+
+def test_options_that_the_file_left_out_can_be_given():
+  path = "configs/simclr_resnet18_fashion_mnist.py:quick"
+  flags = [
+    "--config.augment.ratio=(0.9,1.1)",
+    "--config.encoder.zero_init_residual=True",
+    "--config.method.num_layers=3",
+    "--config.schedule.end=0.01",
+    "--config.optimizer.nesterov=True",
+  ]
+  config = config_lib.load(path, flags)
+  assert config.augment.ratio == (0.9, 1.1)
+  assert config.is_locked
+  run = run_lib.build(config)
+  projector = run_lib.abstract_state(run).params["projector"]
+  assert set(projector) >= {"dense0", "dense1", "dense2"}
+  assert run.learning_rate(run.total_steps) == pytest.approx(0.01)

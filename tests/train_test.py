@@ -373,7 +373,12 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
 @pytest.mark.parametrize(
   "flags, words",
   [
-    (["--config.method.temprature=1"], "mean config.method.temperature"),
+    (["--config.batch_sise=1"], "mean config.batch_size"),
+    (["--config.method.temprature=1"], "simclr has no .* mean 'temperature'"),
+    (["--config.encoder.regsters=1"], "vit has no .* mean 'registers'"),
+    (["--config.augment.blur_q=1"], "has no .* mean 'blur_p'"),
+    (["--config.optimizer.mass=1"], "adamw.* 'mass'"),
+    (["--config.schedule.ende=1"], "cosine has no .* mean 'end'"),
     (["--config.batch_size=many"], "batch_size"),
     (["--config.data.name=fashion_mnits"], "did you mean 'fashion_mnist'"),
     (["--config.data.split=valid"], "train or test"),

@@ -1,6 +1,5 @@
 """Views on device: `make(preset) -> augment(batch) -> batch`."""
 
-import difflib
 from collections.abc import Callable
 
 import jax
@@ -32,12 +31,7 @@ def make(name: str, *, size, **overrides) -> Callable:
       f"unknown augment {name!r}: choose among {', '.join(PRESETS)}"
     )
   preset = PRESETS[name]
-  for key in overrides:
-    if key not in preset:
-      near = difflib.get_close_matches(key, preset, 1, 0.0)[0]
-      raise errors.UserError(
-        f"augment {name!r} has no {key!r}: did you mean {near!r}?"
-      )
+  errors.refuse_unknown(f"augment {name!r}", overrides, preset)
   options = {**preset, **overrides}
   for key in ("mean", "std"):
     if options[key] is not None:

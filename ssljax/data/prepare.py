@@ -5,7 +5,6 @@ version and features, and no TensorFlow on the way.
 """
 
 import contextlib
-import difflib
 import gzip
 import hashlib
 import http.client
@@ -89,7 +88,7 @@ def find_builder(name: str, data_dir: str | None = None):
   root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
   prepared = base and os.path.isdir(os.path.join(root, base))
   if base not in known and not prepared:
-    near = difflib.get_close_matches(base, known, 1, 0.0)[0]
+    near = errors.nearest(base, known)
     raise errors.UserError(
       f"no dataset {name!r}: did you mean {near!r}? Images in a folder are "
       "folder:PATH"

@@ -28,12 +28,13 @@ def make(*, variant: str, **options) -> "ResNet":
   """Returns the ResNet `variant`: 18, 34, 50 or 101.
 
   Raises:
-    UserError: another variant.
+    UserError: another variant, or an option that is not a field.
   """
   if variant not in _STAGES:
     raise errors.UserError(
       f"unknown resnet variant {variant!r}: choose among {', '.join(_STAGES)}"
     )
+  errors.refuse_unknown("resnet", options, ResNet.__dataclass_fields__)
   return ResNet(variant=variant, **options)
 
 

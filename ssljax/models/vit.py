@@ -32,8 +32,8 @@ def make(*, variant: str, **options) -> "ViT":
   Options are the fields of `ViT`, those that the size gives included.
 
   Raises:
-    UserError: a size that is not known, no patch, or heads that do not divide
-      the width.
+    UserError: a size that is not known, no patch, an option that is not a
+      field, or heads that do not divide the width.
   """
   size, _, patch = variant.partition("/")
   if size not in _SIZES or not patch.isdigit() or not int(patch):
@@ -41,6 +41,7 @@ def make(*, variant: str, **options) -> "ViT":
       f"unknown vit variant {variant!r}: give SIZE/PATCH, the size among "
       f"{', '.join(_SIZES)}"
     )
+  errors.refuse_unknown("vit", options, ViT.__dataclass_fields__)
   dim, depth, heads = _SIZES[size]
   sizes = dict(dim=dim, depth=depth, heads=heads, patch=int(patch))
   vit = ViT(**(sizes | options))
