@@ -111,3 +111,52 @@ def normalize_pixels(patches: jax.Array) -> jax.Array:
   mean = patches.mean(axis=-1, keepdims=True)
   var = patches.var(axis=-1, keepdims=True, ddof=1)
   return (patches - mean) / jnp.sqrt(var + 1e-6)
+
+
+def token_cross_entropy(
+  hidden: jax.Array,
+  table: jax.Array,
+  targets: jax.Array,
+  *,
+  bias: jax.Array | None = None,
+  z_loss: float = 0.0,
+  block: int = 1024,
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy of tokens over a vocabulary, a block of tokens at a time.
+
+  The logits of a block are computed again for its gradient, so that memory
+  grows with block x vocabulary, not with tokens x vocabulary.
+
+  Args:
+    hidden: [n d], in the dtype of the computation.
+    table: [v d], a row for each word; cast to the dtype of `hidden`.
+    targets: int32 [n].
+    bias: [v], added to the logits, or None.
+    z_loss: weight of the squared logarithm of the partition function (PaLM,
+      Chowdhery et al. 2022, section 5), which is added to the loss.
+    block: how many tokens at a time.
+
+  Returns:
+    (losses float32 [n] in nats, whether each target had the largest logit
+    bool [n]).
+  """
+  n = hidden.shape[0]
+  table = table.astype(hidden.dtype)
+
+  def of_block(hidden, targets):
+    logits = (hidden @ table.T).astype(jnp.float32)
+    if bias is not None:
+      logits += bias
+    total = jax.nn.logsumexp(logits, axis=-1)
+    target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    loss = total - target + z_loss * jnp.square(total)
+    return loss, target >= logits.max(axis=-1)
+
+  if n <= block:
+    return of_block(hidden, targets)
+  blocks = -(-n // block)
+  padding = blocks * block - n
+  hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(blocks, block, -1)
+  targets = jnp.pad(targets, (0, padding)).reshape(blocks, block)
+  out = jax.lax.map(lambda x: jax.checkpoint(of_block)(*x), (hidden, targets))
+  return jax.tree.map(lambda x: x.reshape(-1)[:n], out)

@@ -92,3 +92,31 @@ def masking_of_noise(noise: jax.Array, keep: int):
   order = jnp.argsort(noise, axis=1)
   restore = jnp.argsort(order, axis=1)
   return order[:, :keep], restore, restore >= keep
+
+
+def attention_mask(
+  mask: jax.Array | None = None, segment: jax.Array | None = None
+) -> jax.Array | None:
+  """Where a query may look: bool, broadcastable to [b heads q k], or None.
+
+  Args:
+    mask: bool [b t], False at padding, or None where there is none.
+    segment: int32 [b t], the document of each place where some are packed into
+      a row, or None.
+  """
+  allowed = None if mask is None else mask[:, None, None, :].astype(bool)
+  if segment is None:
+    return allowed
+  same = segment[:, None, :, None] == segment[:, None, None, :]
+  return same if allowed is None else same & allowed
+
+
+def masked_mean(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  """The mean over axis 1 of [b t d], of the places in `mask` [b t] alone.
+
+  A row without one is zero.
+  """
+  if mask is None:
+    return x.mean(axis=1)
+  mask = mask.astype(x.dtype)[..., None]
+  return (x * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)

@@ -269,7 +269,7 @@ class Block(nn.Module):
     x = x + branch(y, 0)
     y = norm("norm2")(x).astype(self.dtype)
     y = dense(int(d * self.mlp_ratio), self.dtype, "fc1")(y)
-    y = dense(d, self.dtype, "fc2")(_gelu(y, self.gelu))
+    y = dense(d, self.dtype, "fc2")(gelu(y, self.gelu))
     return x + branch(y, 1)
 
 
@@ -290,7 +290,7 @@ def _attention(qkv, heads, mask):
   return out, weights
 
 
-def _gelu(x, kind):
+def gelu(x, kind):
   if kind == "tanh":
     return nn.gelu(x, approximate=True)
   if kind != "exact":
@@ -343,9 +343,9 @@ def dense(width, dtype, name, *, kernel_init=nn.initializers.xavier_uniform()):
   )
 
 
-def norm(name):
-  """LayerNorm in float32, as timm has it for ViTs."""
-  return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
+def norm(name, epsilon=1e-6):
+  """LayerNorm in float32; timm's ViTs have this epsilon."""
+  return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, name=name)
 
 
 normal = nn.initializers.normal(0.02)

@@ -22,3 +22,25 @@ def draw(name, shape):
   else:  # offsets, running means, tokens, positions
     x = rng.normal(0, 0.1, shape)
   return x.astype(np.float32)
+
+
+VOCAB = 97
+
+
+def text_batch():
+  """Three rows of twelve tokens: one whole, one padded, one hardly filled.
+
+  Three tokens are hidden in the first row, one in the second, none in the last.
+  Tokens 0 and 1 do not occur, for some libraries take them as padding.
+  """
+  rng = np.random.RandomState(0)
+  length = np.array([12, 9, 3])
+  return {
+    "tokens": rng.randint(2, VOCAB, (3, 12)).astype(np.int32),
+    "mask": np.arange(12) < length[:, None],
+    "kinds": (np.arange(12) >= length[:, None] // 2).astype(np.int32),
+    "places": np.array([[1, 4, 10], [8, 0, 0], [0, 0, 0]], np.int32),
+    "targets": rng.randint(2, VOCAB, (3, 3)).astype(np.int32),
+    "weights": np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.int32),
+    "next": np.array([1, 0, 1], np.int32),
+  }

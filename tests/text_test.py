@@ -1,0 +1,303 @@
+"""Encoders of tokens and their methods: masks, packing, caches, blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssljax import core
+from ssljax import errors
+from ssljax import losses
+from ssljax import ops
+from ssljax.methods import bert as bert_method
+from ssljax.methods import gpt as gpt_method
+from ssljax.models import bert
+from ssljax.models import gpt
+from tests.fidelity import drawn
+
+SMALL = dict(vocab=drawn.VOCAB, positions=16)
+TOKENS = drawn.text_batch()["tokens"]
+
+
+def encoder(kind, **options):
+  return {"bert": bert, "gpt": gpt}[kind].make(
+    variant="Mu", **(SMALL | options)
+  )
+
+
+def init(module, tokens=TOKENS):
+  return module.init(jax.random.key(0), tokens, train=False)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_padding_changes_nothing(kind):
+  module = encoder(kind)
+  variables = init(module)
+  mask = np.arange(12) < np.array([12, 9, 3])[:, None]
+  run = lambda tokens: module.apply(
+    variables, tokens, train=False, attention_mask=ops.attention_mask(mask)
+  )["tokens"]
+  other = np.where(mask, TOKENS, 5)
+  assert not np.array_equal(TOKENS, other)
+  a, b = run(TOKENS), run(other)
+  np.testing.assert_array_equal(a[mask], b[mask])
+  alone = module.apply(variables, TOKENS[1:2, :9], train=False)["tokens"]
+  np.testing.assert_allclose(a[1, :9], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_packed_documents_do_not_meet(kind):
+  module = encoder(kind)
+  variables = init(module)
+  segment = np.array([[0] * 5 + [1] * 7] * 3)
+  run = lambda tokens, segment: module.apply(
+    variables,
+    tokens,
+    train=False,
+    attention_mask=ops.attention_mask(segment=segment),
+  )["tokens"]
+  other = np.where(segment == 0, (TOKENS + 1) % drawn.VOCAB, TOKENS)
+  a, b = run(TOKENS, segment), run(other, segment)
+  np.testing.assert_array_equal(a[:, 5:], b[:, 5:])
+  assert np.abs(run(TOKENS, None) - run(other, None))[:, 5:].max() > 1e-3
+
+
+def test_gpt_looks_back_only():
+  module = encoder("gpt")
+  variables = init(module)
+  run = lambda tokens: module.apply(variables, tokens, train=False)["tokens"]
+  other = TOKENS.copy()
+  other[:, 7] += 1
+  a, b = run(TOKENS), run(other)
+  np.testing.assert_array_equal(a[:, :7], b[:, :7])
+  assert (np.abs(a - b)[:, 7:].max(axis=-1) > 0).all()
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_the_cache_gives_the_same_tokens(scan):
+  module = encoder("gpt", scan=scan)
+  variables = init(module)
+  whole = module.apply(variables, TOKENS, train=False)["tokens"]
+  cache, parts = module.init_cache(3, 16), []
+  for piece in (TOKENS[:, :4], TOKENS[:, 4:5], TOKENS[:, 5:]):
+    out = module.apply(variables, piece, train=False, cache=cache)
+    cache = out["cache"]
+    parts.append(out["tokens"])
+  assert int(cache["place"]) == 12
+  np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_scan_and_remat_change_nothing(kind):
+  plain = encoder(kind)
+  variables = init(plain)
+  blocks = [variables["params"][f"block{i}"] for i in range(2)]
+  rest = {k: v for k, v in variables["params"].items() if "block" not in k}
+  stacked = {
+    "params": rest | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+  }
+  scanned = encoder(kind, scan=True, remat=True)
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  assert shapes(init(scanned)) == shapes(stacked)
+  key = jax.random.split(jax.random.key(1), 3)
+
+  def run(module, variables):
+    out = module.apply(variables, TOKENS, train=True, key=key, layers=(0, 1))
+    return out["tokens"], out["layers"]
+
+  a, b = run(plain, variables), run(scanned, stacked)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_dropout_is_by_example(kind):
+  module = encoder(kind, dropout=0.5)
+  variables = init(module)
+  key = jax.random.split(jax.random.key(1), 3)
+  run = lambda tokens, key, train=True: module.apply(
+    variables, tokens, train=train, key=key
+  )["tokens"]
+  a = run(TOKENS, key)
+  np.testing.assert_allclose(a[1:], run(TOKENS[1:], key[1:]), atol=1e-5)
+  assert np.abs(a - run(TOKENS, key[::-1])).max() > 0.1
+  np.testing.assert_array_equal(
+    run(TOKENS, key, False), run(TOKENS, None, False)
+  )
+  with pytest.raises(ValueError, match="needs key"):
+    run(TOKENS, None)
+
+
+def test_dropout_keeps_the_mean():
+  from ssljax.models import text
+
+  x = jnp.ones((4, 20000))
+  out = text.dropout(x, jax.random.split(jax.random.key(0), 4), 0.3)
+  np.testing.assert_allclose(out.mean(axis=1), 1, atol=0.02)
+  np.testing.assert_allclose((out == 0).mean(axis=1), 0.3, atol=0.02)
+
+
+@pytest.mark.parametrize("block", [3, 5, 8, 64])
+def test_blocks_of_the_vocabulary_change_nothing(block):
+  rng = np.random.default_rng(0)
+  hidden, table, bias = (
+    rng.normal(size=s).astype(np.float32) for s in ((8, 16), (50, 16), (50,))
+  )
+  targets = rng.integers(0, 50, 8)
+
+  def loss(hidden, table, bias, block):
+    nats, right = losses.token_cross_entropy(
+      hidden, table, targets, bias=bias, z_loss=1e-2, block=block
+    )
+    return nats.sum(), right
+
+  def plain(hidden, table, bias):
+    logits = hidden @ table.T + bias
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    z = jnp.square(jax.nn.logsumexp(logits, axis=-1))
+    return (nats + 1e-2 * z).sum(), logits.argmax(axis=-1) == targets
+
+  both = lambda f, *a: jax.value_and_grad(f, (0, 1, 2), has_aux=True)(*a)
+  (a, right), grads = both(lambda *x: loss(*x, block), hidden, table, bias)
+  (b, expected), plain_grads = both(plain, hidden, table, bias)
+  np.testing.assert_allclose(a, b, rtol=1e-6)
+  np.testing.assert_array_equal(right, expected)
+  for x, y in zip(grads, plain_grads):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_blocks_save_memory():
+  def temporary(block):
+    def loss(hidden, table):
+      nats, _ = losses.token_cross_entropy(
+        hidden, table, jnp.zeros(2048, jnp.int32), block=block
+      )
+      return nats.sum()
+
+    args = [
+      jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2048, 8), (5000, 8))
+    ]
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*args).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary(128) < temporary(2048) / 8
+
+
+def make(kind):
+  if kind == "gpt":
+    return gpt_method.make(encoder("gpt"))
+  return bert_method.make(encoder("bert"), next_sentence=True, block=8)
+
+
+def batch_of(step, rows=8):
+  batch = drawn.text_batch()
+  order = np.random.default_rng(step).integers(0, 3, rows)
+  return {k: v[order] for k, v in batch.items()}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("way", ["jit8", "shard_map8", "accumulate4"])
+def test_rows_of_any_spread_give_the_same_steps(kind, way):
+  mesh = jax.make_mesh(
+    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  whole, cut = (
+    jax.NamedSharding(mesh, jax.P()),
+    jax.NamedSharding(mesh, jax.P("data")),
+  )
+  rng, tx = jax.random.key(0), optax.sgd(0.1)
+
+  def run(wrap, **options):
+    method = make(kind)
+    state = core.init_state(method, tx, rng, batch_of(0))
+    step = jax.jit(wrap(core.make_train_step(method, tx, **options)))
+    losses = []
+    for i in range(3):
+      state, metrics = step(state, batch_of(i), rng)
+      losses.append(float(metrics["loss"]))
+    return losses, state.params
+
+  plain = lambda step: step
+  ways = {
+    "jit8": (
+      lambda step: jax.jit(step, in_shardings=(whole, cut, whole)),
+      {},
+    ),
+    "shard_map8": (
+      lambda step: jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(jax.P(), jax.P("data"), jax.P()),
+        out_specs=jax.P(),
+      ),
+      {"axis_name": "data"},
+    ),
+    "accumulate4": (plain, {"accumulate": 4}),
+  }
+  expected_losses, expected = run(plain)
+  wrap, options = ways[way]
+  losses, params = run(wrap, **options)
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    params,
+    expected,
+  )
+
+
+def test_nothing_hidden_is_a_loss_of_zero():
+  method = bert_method.make(encoder("bert"))
+  batch = drawn.text_batch()
+  batch["weights"] = np.zeros_like(batch["weights"])
+  params, _ = method.init(jax.random.key(0), batch)
+
+  def loss_fn(params):
+    features, _ = method.forward(params, {}, batch, step=0, train=False)
+    return method.objective(params, {}, features, step=0)[0]
+
+  loss, grads = jax.value_and_grad(loss_fn)(params)
+  assert float(loss) == 0
+  assert all(not np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_embed_leaves_padding_out():
+  for kind in ("bert", "gpt"):
+    method, batch = make(kind), drawn.text_batch()
+    params, _ = method.init(jax.random.key(0), batch)
+    a = method.embed(params, {}, batch)["pooled"]
+    batch["tokens"] = np.where(batch["mask"], batch["tokens"], 5)
+    np.testing.assert_allclose(
+      a, method.embed(params, {}, batch)["pooled"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+  "module, options, words",
+  [
+    (bert, dict(variant="giant"), "unknown bert variant"),
+    (bert, dict(variant="gpt-base"), "unknown bert variant"),
+    (bert, dict(variant="mini", heads=3), "does not divide"),
+    (bert, dict(variant="mini", drop=0.1), "did you mean 'dropout'"),
+    (gpt, dict(variant="125M"), "choose among"),
+    (gpt, dict(variant="mini", heads=3), "does not divide"),
+    (gpt, dict(variant="mini", vocabulary=3), "did you mean 'vocab'"),
+  ],
+)
+def test_wrong_options_are_named(module, options, words):
+  with pytest.raises(errors.UserError, match=words):
+    module.make(**options)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_what_an_encoder_cannot_honour_is_refused(kind):
+  module = encoder(kind)
+  variables = init(module)
+  run = lambda tokens, **given: module.apply(
+    variables, tokens, train=False, **given
+  )
+  with pytest.raises(ValueError, match="has no keep"):
+    run(TOKENS, keep=np.zeros((3, 2), int))
+  with pytest.raises(ValueError, match="17 tokens"):
+    run(np.zeros((1, 17), int))
+  with pytest.raises(ValueError, match="2 blocks"):
+    run(TOKENS, layers=(2,))
