@@ -1,0 +1,134 @@
+"""Which tokens of masked language models are hidden, on device."""
+
+import jax
+import jax.numpy as jnp
+
+
+def hide(
+  keys: jax.Array,
+  tokens: jax.Array,
+  *,
+  mask_token: int,
+  vocab: int,
+  special: tuple[int, ...],
+  most: int,
+  rate: float = 0.15,
+  mask_part: float = 0.8,
+  random_part: float = 0.1,
+  probabilistic: bool = False,
+  random_special: bool = True,
+  word: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+  """Chooses tokens, and replaces most of them.
+
+  Devlin et al. 2018, section 3.1, as `create_masked_lm_predictions` of
+  google-research/bert `create_pretraining_data.py` has it: of a row of n
+  tokens, special ones counted, but not padding, max(1, round(rate * n)) are
+  chosen among those that are not special; 80 percent of the chosen become the
+  mask token, 10 percent a random one, 10 percent stay. With `probabilistic`
+  and without `random_special` as RoBERTa's, facebookresearch/fairseq
+  `mask_tokens_dataset.py`, which rounds rate * n up or down by chance and draws
+  no special token; that one also chooses among special tokens, this does not.
+
+  Args:
+    keys: [b]; the same key hides the same places.
+    tokens: int32 [b t].
+    mask_token: stands for what is hidden.
+    vocab: random tokens are below it.
+    special: tokens that are never hidden; the first is padding.
+    most: m, how many tokens of a row may be hidden.
+    rate: part of a row's tokens.
+    mask_part: part of the chosen that becomes the mask token.
+    random_part: part of the chosen that becomes a random one.
+    probabilistic: round by chance.
+    random_special: whether a random token may be a special one.
+    word: int32 [b t], the number of each token's word in its row, below t; with
+      it whole words are chosen, as many, in random order, as fit into the
+      count. None chooses tokens.
+
+  Returns:
+    `tokens` [b t] with the chosen replaced, `places` int32 [b m] of the chosen,
+    `targets` int32 [b m], what was there, and `weights` int32 [b m], 0 where a
+    row has fewer. A row of special tokens alone has none.
+  """
+  t = tokens.shape[1]
+  never = jnp.asarray(special)
+  # Ordinary tokens, from which random ones are drawn where asked for.
+  ordinary = jnp.setdiff1d(
+    jnp.arange(vocab), never, size=vocab - len(set(special))
+  )
+
+  def one(key, tokens, word):
+    count_key, order_key, kind_key, random_key = jax.random.split(key, 4)
+    free = ~jnp.isin(tokens, never)
+    wanted = rate * (tokens != special[0]).sum()
+    if probabilistic:
+      count = jnp.floor(wanted + jax.random.uniform(count_key)).astype(int)
+    else:
+      count = jnp.maximum(1, jnp.round(wanted).astype(int))
+    count = jnp.minimum(count, min(most, t))
+    noise = jax.random.uniform(order_key, (t,))
+    if word is None:
+      rank = jnp.argsort(jnp.argsort(jnp.where(free, noise, jnp.inf)))
+      chosen = free & (rank < count)
+    else:
+      chosen = free & _whole_words(noise, jnp.where(free, word, t), count)[word]
+    places = jnp.argsort(~chosen)[:most]  # the chosen first, in their order
+    weights = chosen[places]
+    targets = tokens[places]
+    kind = jax.random.uniform(kind_key, places.shape)
+    if random_special:
+      drawn = jax.random.randint(random_key, places.shape, 0, vocab)
+    else:
+      drawn = jax.random.choice(random_key, ordinary, places.shape)
+    replaced = jnp.where(
+      kind < mask_part,
+      mask_token,
+      jnp.where(kind < mask_part + random_part, drawn, targets),
+    )
+    replaced = jnp.where(weights, replaced, targets).astype(tokens.dtype)
+    return {
+      "tokens": tokens.at[places].set(replaced),
+      "places": places.astype(jnp.int32),
+      "targets": targets,
+      "weights": weights.astype(jnp.int32),
+    }
+
+  return jax.vmap(one, in_axes=(0, 0, None if word is None else 0))(
+    keys, tokens, word
+  )
+
+
+def _whole_words(noise, word, count):
+  """Which words [t] are chosen: in random order, those that still fit."""
+  t = len(noise)
+  sizes = jnp.zeros(t + 1, int).at[word].add(1)[:t]
+  order = jnp.argsort(noise)
+
+  def visit(total, size):
+    takes = (size > 0) & (total + size <= count)
+    return total + size * takes, takes
+
+  _, takes = jax.lax.scan(visit, 0, sizes[order])
+  return jnp.zeros(t, bool).at[order].set(takes)
+
+
+def example_keys(
+  seed: int, epoch: jax.Array, index: jax.Array, copies: int | None = None
+) -> jax.Array:
+  """Keys [b] from the epoch and the example alone, whatever the batch.
+
+  Args:
+    seed: of the masks.
+    epoch: int32 [b] or [].
+    index: int32 [b], the example's place in its source.
+    copies: BERT's static masks: epochs share them modulo so many. None is a
+      mask of its own for each epoch, RoBERTa's.
+  """
+  epoch = jnp.broadcast_to(epoch, index.shape)
+  if copies is not None:
+    epoch = epoch % copies
+  fold = lambda e, i: jax.random.fold_in(
+    jax.random.fold_in(jax.random.key(seed), e), i
+  )
+  return jax.vmap(fold)(epoch, index)
