@@ -1,6 +1,7 @@
 """Eight simulated devices for all tests, set before jax starts."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
   [
@@ -13,3 +14,9 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Tests run the same programs in many processes: each is compiled once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _cache = tempfile.TemporaryDirectory(prefix="ssljax-test-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
