@@ -17,6 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ssljax import errors
+from ssljax.data import debian as debian_lib
 from ssljax.data import prepare
 
 N = {"train": 30, "t10k": 12}
@@ -60,7 +61,7 @@ def files(tmp_path, monkeypatch):
   monkeypatch.setattr(prepare, "_FASHION_MNIST", digests)
   monkeypatch.setattr(prepare, "_DEBIAN_FOLDER", str(tmp_path / "nowhere"))
   monkeypatch.setattr(
-    prepare, "_install_debian_package", lambda: "apt-get (not tried)"
+    debian_lib, "install", lambda *packages: "apt-get (not tried)"
   )
   point_to(monkeypatch, "http://127.0.0.1:1/")
   return folder

@@ -10,9 +10,7 @@ import hashlib
 import http.client
 import io
 import os
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import urllib.parse
@@ -25,6 +23,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from ssljax import errors
+from ssljax.data import corpora
+from ssljax.data import debian
 
 # Debian's copy is compressed otherwise than the original, with the same bytes
 # inside: these are SHA-256 digests of the decompressed files.
@@ -53,7 +53,8 @@ def prepare(name: str, *, data_dir: str | None = None) -> str:
   takes 9 s on two cores.
 
   Args:
-    name: of a TFDS dataset, with "/config" and ":version" where it has them.
+    name: of a TFDS dataset, with "/config" and ":version" where it has them;
+      those in `corpora` are among them, and "wordnet" is wordnet_glosses.
     data_dir: TFDS' root; None is TFDS' own default, `TFDS_DATA_DIR` or
       ~/tensorflow_datasets.
 
@@ -71,6 +72,9 @@ def prepare(name: str, *, data_dir: str | None = None) -> str:
   with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
     if builder.name == "fashion_mnist":
       _build_fashion_mnist(data_dir)
+    elif isinstance(builder, (corpora.WordnetGlosses, corpora.Bible)):
+      builder.require()
+      _write(builder)
     else:
       _download_and_prepare(builder, name)
   return str(builder.data_dir)
@@ -82,6 +86,8 @@ def find_builder(name: str, data_dir: str | None = None):
   Raises:
     UserError: TFDS does not know it; the nearest name is given.
   """
+  if name == "wordnet":  # TFDS' own of that name is a graph, with configs
+    name = "wordnet_glosses"
   base, _, config = name.partition(":")[0].partition("/")
   # Looked up before TFDS is asked, which wants TensorFlow to say no.
   known = tfds.list_builders(with_community_datasets=False)
@@ -168,11 +174,16 @@ def _build_fashion_mnist(data_dir):
     builder = _local_builder(cls, files)(
       data_dir=data_dir, file_format="array_record"
     )
+  _write(builder)
+
+
+def _write(builder):
+  """Prepares what has its bytes at hand."""
   try:
     builder.download_and_prepare(file_format="array_record")
   except OSError as e:
     raise errors.UserError(
-      f"fashion_mnist cannot be written to {builder.data_dir} "
+      f"{builder.name} cannot be written to {builder.data_dir} "
       f"({_first_line(e)}): make room there, or give another data_dir"
     ) from e
 
@@ -209,7 +220,7 @@ def _read_debian(tried):
   """{file: uint8 [n]} of Debian's package, installed where that may be done."""
   paths = {f: os.path.join(_DEBIAN_FOLDER, f"{f}.gz") for f in _FASHION_MNIST}
   if not all(map(os.path.exists, paths.values())):
-    tried = f"{tried}; {_install_debian_package()}"
+    tried = f"{tried}; {debian.install(_DEBIAN_PACKAGE)}"
   files = {}
   for file, path in paths.items():
     try:
@@ -222,28 +233,6 @@ def _read_debian(tried):
         f"{_DEBIAN_PACKAGE}"
       ) from e
   return files
-
-
-def _install_debian_package():
-  """Runs apt-get as root, or by sudo without a password; says how it went."""
-  sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-  if not shutil.which("apt-get") or (sudo and not shutil.which("sudo")):
-    return "apt-get (not there, or neither root nor sudo)"
-  logging.warning("installing Debian's %s", _DEBIAN_PACKAGE)
-  said = "done"
-  for command in ("update", f"install -y {_DEBIAN_PACKAGE}"):
-    try:
-      done = subprocess.run(
-        [*sudo, "apt-get", *command.split()],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-      )
-      said = (done.stderr.strip().splitlines() or ["done"])[-1]
-    except subprocess.TimeoutExpired:
-      said = "no end after 120 s"
-  return f"apt-get install {_DEBIAN_PACKAGE} ({said[:200]})"
 
 
 def _local_builder(cls, files):
