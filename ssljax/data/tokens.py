@@ -1,0 +1,226 @@
+"""Tokenizers, and documents as rows of tokens of one length.
+
+Needs Hugging Face's `tokenizers`: `pip install 'ssljax[text]'`.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ssljax import errors
+
+# What the special tokens are called by BERT, RoBERTa and GPT-2.
+_NAMES = {
+  "pad": ("[PAD]", "<pad>"),
+  "unknown": ("[UNK]", "<unk>"),
+  "start": ("[CLS]", "<s>", "<|endoftext|>"),
+  "end": ("[SEP]", "</s>", "<|endoftext|>"),
+  "mask": ("[MASK]", "<mask>"),
+}
+# In the order of their numbers: BERT's, fairseq's, GPT-2's.
+_SPECIAL = {
+  "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+  "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+  "gpt": ("<|endoftext|>",),
+}
+
+
+class Tokenizer:
+  """A tokenizer of `tokenizers`, and the numbers of its special tokens.
+
+  Attributes:
+    vocab: how many tokens there are.
+    pad, unknown, start, end, mask: their numbers; None where there is none.
+    special: all that there are, the padding first.
+  """
+
+  def __init__(self, tokenizer):
+    self._tokenizer = tokenizer
+    self.vocab = tokenizer.get_vocab_size()
+    found = {}
+    for field, names in _NAMES.items():
+      numbers = map(tokenizer.token_to_id, names)
+      found[field] = next((i for i in numbers if i is not None), None)
+    self.pad, self.unknown = found["pad"], found["unknown"]
+    self.start, self.end, self.mask = (
+      found[k] for k in ("start", "end", "mask")
+    )
+    numbers = [i for i in found.values() if i is not None]
+    self.special = tuple(dict.fromkeys(numbers))
+
+  def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
+    """Each text's tokens int32 [n], without special ones added."""
+    encodings = self._tokenizer.encode_batch(
+      list(texts), add_special_tokens=False
+    )
+    return [np.asarray(e.ids, np.int32) for e in encodings]
+
+  def decode(self, tokens, *, special: bool = True) -> str:
+    """The text of tokens; special ones are left out where not `special`."""
+    return self._tokenizer.decode(
+      [int(i) for i in tokens], skip_special_tokens=not special
+    )
+
+  def save(self, path: str) -> None:
+    self._tokenizer.save(path)
+
+
+def load(path: str) -> Tokenizer:
+  """Reads a tokenizer.json.
+
+  Raises:
+    UserError: it is not there, or not one.
+  """
+  try:
+    return Tokenizer(_library().Tokenizer.from_file(path))
+  except Exception as e:  # the library raises Exception itself
+    raise errors.UserError(
+      f"no tokenizer in {path!r} ({e}): give a tokenizer.json"
+    ) from e
+
+
+def train(texts: Iterable[str], *, kind: str, vocab: int) -> Tokenizer:
+  """Learns a tokenizer.
+
+  Args:
+    texts: the documents.
+    kind: "bert" (WordPiece of lower-cased words), "roberta" or "gpt" (BPE of
+      bytes), which differ in their special tokens.
+    vocab: at most so many tokens, special ones included.
+
+  Raises:
+    UserError: another kind, or a vocabulary smaller than what each needs.
+  """
+  if kind not in _SPECIAL:
+    raise errors.UserError(
+      f"unknown tokenizer {kind!r}: choose among {', '.join(_SPECIAL)}"
+    )
+  library, special = _library(), list(_SPECIAL[kind])
+  least = len(special) + (0 if kind == "bert" else 256)
+  if vocab <= least:
+    raise errors.UserError(
+      f"a vocabulary of {vocab} is too small for {kind!r}: give more than "
+      f"{least}"
+    )
+  if kind == "bert":
+    tokenizer = library.Tokenizer(library.models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = library.decoders.WordPiece()
+    trainer = library.trainers.WordPieceTrainer(
+      vocab_size=vocab, special_tokens=special, show_progress=False
+    )
+  else:
+    byte_level = library.pre_tokenizers.ByteLevel
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+      vocab_size=vocab,
+      special_tokens=special,
+      initial_alphabet=byte_level.alphabet(),
+      show_progress=False,
+    )
+  tokenizer.train_from_iterator(texts, trainer)
+  return Tokenizer(tokenizer)
+
+
+def _library():
+  try:
+    import tokenizers
+    import tokenizers.decoders
+    import tokenizers.models
+    import tokenizers.normalizers
+    import tokenizers.pre_tokenizers
+    import tokenizers.trainers
+  except ImportError as e:
+    raise errors.UserError(
+      "text needs tokenizers: pip install 'ssljax[text]'"
+    ) from e
+  return tokenizers
+
+
+class Rows(NamedTuple):
+  """Documents in rows of one length.
+
+  Attributes:
+    tokens: int32 [n t].
+    mask: bool [n t], False at padding.
+    segment: int32 [n t], the document of each place, counted in its row from 0,
+      or None where each row is one.
+    cut: how many documents lost their ends.
+  """
+
+  tokens: np.ndarray
+  mask: np.ndarray
+  segment: np.ndarray | None
+  cut: int
+
+
+def one_a_row(
+  documents: Iterable[np.ndarray],
+  length: int,
+  *,
+  pad: int,
+  start: int | None = None,
+  end: int | None = None,
+) -> Rows:
+  """Each document in a row of its own, between `start` and `end`, padded.
+
+  What is longer is cut before `end`.
+  """
+  room = _room(length, start, end)
+  documents = list(documents)
+  tokens = np.full((len(documents), length), pad, np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  cut = 0
+  for row, document in enumerate(documents):
+    cut += len(document) > room
+    whole = _framed(document[:room], start, end)
+    tokens[row, : len(whole)] = whole
+    mask[row, : len(whole)] = True
+  return Rows(tokens, mask, None, cut)
+
+
+def packed(
+  documents: Iterable[np.ndarray],
+  length: int,
+  *,
+  pad: int = 0,
+  start: int | None = None,
+  end: int | None = None,
+) -> Rows:
+  """All documents behind each other, cut into rows; the last is padded.
+
+  A document that does not end with its row goes on in the next, as a segment
+  of its own there. Nothing is lost.
+  """
+  _room(length, start, end)
+  framed = [_framed(document, start, end) for document in documents]
+  sizes = np.array([len(d) for d in framed], np.int64)
+  total = int(sizes.sum())
+  shape = -(-total // length), length
+  tokens = np.full(shape, pad, np.int32)
+  mask = np.zeros(shape, bool)
+  segment = np.zeros(shape, np.int32)
+  if total:
+    tokens.reshape(-1)[:total] = np.concatenate(framed)
+    mask.reshape(-1)[:total] = True
+    segment.reshape(-1)[:total] = np.repeat(np.arange(len(framed)), sizes)
+    segment -= segment[:, :1]
+    segment[~mask] = -1
+  return Rows(tokens, mask, segment, 0)
+
+
+def _room(length, start, end):
+  room = length - (start is not None) - (end is not None)
+  if room < 1:
+    raise errors.UserError(f"rows of {length} tokens have no room: give more")
+  return room
+
+
+def _framed(document, start, end):
+  before = [] if start is None else [start]
+  after = [] if end is None else [end]
+  return np.concatenate([before, document, after]).astype(np.int32)
