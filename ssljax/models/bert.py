@@ -110,13 +110,8 @@ class Bert(nn.Module):
     kinds=None,
   ):
     """Raises ValueError for `keep` or `mask`, or tokens beyond `positions`."""
-    text.refuse(keep=keep, mask=mask)
-    if not all(0 <= i < self.depth for i in layers):
-      raise ValueError(f"layers={layers}: this BERT has {self.depth} blocks")
-    if not train:
-      key = None
-    elif self.dropout and key is None:
-      raise ValueError("dropout in training needs key [b]")
+    text.check(self, x, layers=layers, keep=keep, mask=mask)
+    key = text.dropout_key(self, key, train=train)
     x = self._embed(x, kinds)
     x = text.dropout(x, text.fold(key, self.depth), self.dropout)
     block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
@@ -160,8 +155,6 @@ class Bert(nn.Module):
 
   def _embed(self, x, kinds):
     t, first = x.shape[1], self.first_position
-    if t > self.positions:
-      raise ValueError(f"{t} tokens, but encoder.positions={self.positions}")
     table = text.embed(first + self.positions, self.dim, "pos_embed")
     out = text.embed(self.vocab, self.dim, "token_embed")(x)
     out += table(jnp.arange(first, first + t))

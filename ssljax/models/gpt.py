@@ -98,17 +98,8 @@ class GPT(nn.Module):
     cache=None,
   ):
     """Raises ValueError for `keep` or `mask`, or tokens beyond `positions`."""
-    text.refuse(keep=keep, mask=mask)
-    if not all(0 <= i < self.depth for i in layers):
-      raise ValueError(f"layers={layers}: this GPT has {self.depth} blocks")
-    if not train:
-      key = None
-    elif self.dropout and key is None:
-      raise ValueError("dropout in training needs key [b]")
-    if x.shape[1] > self.positions:
-      raise ValueError(
-        f"{x.shape[1]} tokens, but encoder.positions={self.positions}"
-      )
+    text.check(self, x, layers=layers, keep=keep, mask=mask)
+    key = text.dropout_key(self, key, train=train)
     place = 0 if cache is None else cache["place"]
     init = nn.initializers.normal(0.01)
     positions = text.embed(self.positions, self.dim, "pos_embed", init)

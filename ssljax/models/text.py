@@ -64,8 +64,27 @@ def embed(vocab, dim, name, init=normal):
   return nn.Embed(vocab, dim, embedding_init=init, name=name)
 
 
-def refuse(**given):
-  """Raises ValueError for arguments of the contract that are of images."""
-  for name, value in given.items():
+def check(module, tokens, *, layers, keep, mask):
+  """Raises ValueError for what an encoder of tokens [b t] cannot honour."""
+  for name, value in (("keep", keep), ("mask", mask)):
     if value is not None:
       raise ValueError(f"an encoder of tokens has no {name}")
+  if not all(0 <= i < module.depth for i in layers):
+    raise ValueError(f"layers={layers}: there are {module.depth} blocks")
+  if tokens.shape[1] > module.positions:
+    raise ValueError(
+      f"{tokens.shape[1]} tokens, but encoder.positions={module.positions}"
+    )
+
+
+def dropout_key(module, key, *, train):
+  """The key [b] where the module drops, else None.
+
+  Raises:
+    ValueError: it would, and there is no key.
+  """
+  if not (train and module.dropout):
+    return None
+  if key is None:
+    raise ValueError("dropout in training needs key [b]")
+  return key
