@@ -1,6 +1,11 @@
 """MAE on Fashion-MNIST with a small ViT: 49 patches of 4 x 4, 12 visible.
 
-Not yet reproduced.
+  ssljax train --config=configs/mae_vit_fashion_mnist.py --workdir=W
+  ssljax evaluate --workdir=W
+
+Two CPU cores, 3,042 steps in 1,202 s beside some other work: kNN 0.8448, linear
+0.8545, one seed; raw pixels 0.8447 and 0.8458, this encoder before training
+0.6998 and 0.8054. One run, nothing chosen.
 """
 
 from ssljax import config as config_lib
