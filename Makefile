@@ -9,7 +9,7 @@ quickstart: $(VENV)/run
 	$(BIN)/python -m ssljax.quickstart
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=12
 
 test-all: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal

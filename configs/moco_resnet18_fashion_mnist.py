@@ -1,6 +1,11 @@
 """MoCo v2 on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
 
-Not yet reproduced.
+  ssljax train --config=configs/moco_resnet18_fashion_mnist.py --workdir=W
+  ssljax evaluate --workdir=W
+
+Two CPU cores, 1,404 steps in 1,039 s: kNN 0.8315, linear 0.8521, one seed; raw
+pixels 0.8447 and 0.8458, this encoder before training 0.7656 and 0.7607. One
+run, nothing chosen: its kNN is still below that of raw pixels.
 """
 
 from ssljax import config as config_lib
@@ -9,7 +14,7 @@ from ssljax import config as config_lib
 def get_config(arg=None):
   """Variants: `quick`."""
   config = config_lib.base()
-  config.epochs = 7.0
+  config.epochs = 6.0
   config.data.name = "fashion_mnist"
   config.augment = dict(
     name="moco_v2",
