@@ -43,19 +43,19 @@ def make(model):
   if model == "vit_ti":
     return contrast(encoder, 1), adamw, (128, 2)
   if model.startswith("encoder_ti"):
-    keep = 16 if model.endswith("masked") else 64
+    keep = 16 if model.endswith("masked") else None
     return encoder_alone(encoder, keep), adamw, (256, 1)
   method = mae.make(encoder, decoder_dim=96, decoder_depth=4, decoder_heads=3)
   return method, adamw, (256, 1)
 
 
 def encoder_alone(encoder, keep):
-  """The mean of the squared pooled output, of the first `keep` patches."""
+  """The mean of the squared pooled output, of `keep` patches or all."""
 
   def forward(params, state, batch, *, step, train):
     del step
     x = batch["views"][:, 0]
-    kept = jnp.broadcast_to(jnp.arange(keep), (len(x), keep))
+    kept = keep and jnp.broadcast_to(jnp.arange(keep), (len(x), keep))
     out, _ = linen.apply(encoder, params, {}, x, train=train, keep=kept)
     return out["pooled"], state
 

@@ -246,6 +246,7 @@ def batch_norm_method(axis_name=None, name="simclr"):
   return simclr.make(encoder, out_dim=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simclr", "moco", "mocov3"])
 def test_batch_norm_sees_the_global_batch_everywhere(name):
   expected, _ = run(batch_norm_method(name=name), lambda s: under_jit(s, 1))

@@ -136,6 +136,7 @@ def weights_of(encoder, layout, path, side=8, channels=1):
   return params, stats, arrays
 
 
+@pytest.mark.slow
 def test_commands_with_a_resnet(tmp_path):
   file, workdir = str(tmp_path / "w.safetensors"), str(tmp_path / "run")
   encoder = resnet.make(variant="18", width=8, stem="cifar")
