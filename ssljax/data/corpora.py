@@ -132,7 +132,7 @@ class Bible(tfds.core.GeneratorBasedBuilder):
       check=True,
       capture_output=True,
       stdin=subprocess.DEVNULL,
-      env={**os.environ, "BIBLE": "", "LC_ALL": "C"},
+      env={**os.environ, "LC_ALL": "C"},
     )
     return done.stdout.decode("utf-8", errors="replace").splitlines()
 

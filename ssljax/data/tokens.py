@@ -32,7 +32,7 @@ class Tokenizer:
   Attributes:
     vocab: how many tokens there are.
     pad, unknown, start, end, mask: their numbers; None where there is none.
-    special: all that there are, the padding first.
+    special: all that there are, the padding first where there is one.
   """
 
   def __init__(self, tokenizer):
