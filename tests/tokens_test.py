@@ -107,6 +107,11 @@ def test_packed_documents_lose_nothing():
   assert rows.cut == 0
 
 
+def test_padding_is_of_no_document():
+  rows = tokens.packed(documents(4, 4, 1), 4)
+  np.testing.assert_array_equal(rows.segment[-1], [0, -1, -1, -1])
+
+
 def test_nothing_to_pack():
   rows = tokens.packed([], 4)
   assert rows.tokens.shape == rows.mask.shape == rows.segment.shape == (0, 4)
