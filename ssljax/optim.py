@@ -87,12 +87,14 @@ def schedule(
 
   Args:
     name: "constant", "linear" or "cosine" to `end` at `total_steps`, or "step":
-      times `factor` at each of `milestones`.
+      times `factor` at each of `milestones`. "bert" is "linear" counted from
+      step 0, as google-research/bert `optimization.py` has it: the value drops
+      by warmup_steps / total_steps where the warm-up ends.
     base: the value after the warm-up.
     total_steps: of the run.
     warmup_steps: step 0 has `warmup_init`, step `warmup_steps` has `base`.
     warmup_init: the first value of the warm-up.
-    end: the last value of "linear" and "cosine".
+    end: the last value of "linear", "bert" and "cosine".
     milestones: as fractions of `total_steps`.
     factor: for "step".
 
@@ -121,6 +123,9 @@ def schedule(
   shapes = {
     "constant": lambda step: base + 0.0 * step,
     "linear": lambda step: base + (end - base) * progress(step),
+    "bert": lambda step: (
+      base + (end - base) * jnp.clip(step / total_steps, 0.0, 1.0)
+    ),
     "cosine": lambda step: (
       end + (base - end) * 0.5 * (1 + jnp.cos(jnp.pi * progress(step)))
     ),
@@ -251,10 +256,15 @@ def sgd(*, excluded, momentum=0.9, nesterov=False):
   )
 
 
-def adamw(*, excluded, b1=0.9, b2=0.999, eps=1e-8):
-  """AdamW as torch.optim has it: the decay is decoupled, times the rate."""
+def adamw(*, excluded, b1=0.9, b2=0.999, eps=1e-8, bias_correction=True):
+  """AdamW as torch.optim has it: the decay is decoupled, times the rate.
+
+  Without `bias_correction`, and with eps 1e-6, it is BERT's:
+  `AdamWeightDecayOptimizer` of google-research/bert `optimization.py`.
+  """
   del excluded
-  return optax.chain(_scale_by_adam(b1, b2, eps), _add_decay(), _times_rate())
+  adam = _scale_by_adam(b1, b2, eps, bias_correction)
+  return optax.chain(adam, _add_decay(), _times_rate())
 
 
 def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6):
@@ -354,7 +364,7 @@ def freeze_until(
   )
 
 
-def _scale_by_adam(b1, b2, eps):
+def _scale_by_adam(b1, b2, eps, bias_correction=True):
   """As `optax.scale_by_adam`, but 1 - b**count to float32's last digit.
 
   optax' own loses 1e-5 of the first steps' updates where b2 is 0.999.
@@ -368,7 +378,7 @@ def _scale_by_adam(b1, b2, eps):
     del params
     count = state.count + 1
     correction = lambda b: -jnp.expm1(count * (math.log(b) if b else -math.inf))
-    c1, c2 = correction(b1), correction(b2)
+    c1, c2 = (correction(b1), correction(b2)) if bias_correction else (1.0, 1.0)
     mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
     nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
     scaled = lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps)

@@ -101,6 +101,24 @@ def test_larc_is_apexs(clip):
   assert_close(history["w"], case[f"clip={clip}"])
 
 
+def test_adamw_without_bias_correction_and_its_schedule_are_berts():
+  case = stored("bert")
+  steps, warmup, rate = case["hyper"]
+  tx = optim.make(
+    name="adamw",
+    learning_rate=optim.schedule(
+      "bert", base=rate, total_steps=steps, warmup_steps=warmup
+    ),
+    weight_decay=0.01,
+    decay_exclude=("LayerNorm", "bias"),
+    clip_global_norm=1.0,
+    eps=1e-6,
+    bias_correction=False,
+  )
+  history = run_optimizer(tx, case["start"], case["grads"])
+  jax.tree.map(assert_close, history, case["adam"])
+
+
 class Encoder(nn.Module):
   """The small network of `make_moco.py`, under the encoder contract."""
 

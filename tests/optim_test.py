@@ -143,6 +143,26 @@ def test_adamw_with_a_schedule_of_the_decay():
   assert_same(run(tx, params, grads)[0], reference(step, params, grads))
 
 
+def test_adamw_without_bias_correction():
+  params, grads = problem()
+  tx = optim.make(
+    name="adamw",
+    learning_rate=read(RATES),
+    weight_decay=0.01,
+    decay_exclude=("norm", "bias"),
+    eps=1e-6,
+    bias_correction=False,
+  )
+
+  def step(path, t, w, g, memory):
+    m = memory["m"] = 0.9 * memory.get("m", 0 * w) + 0.1 * g
+    v = memory["v"] = 0.999 * memory.get("v", 0 * w) + 0.001 * g**2
+    decay = 0.0 if "norm" in path or "bias" in path else 0.01
+    return w - RATES[t] * (m / (np.sqrt(v) + 1e-6) + decay * w)
+
+  assert_same(run(tx, params, grads)[0], reference(step, params, grads))
+
+
 def test_adams_first_steps_are_exact_to_float32():
   # With gradients of one sign every step is -rate; 1 - 0.999 in float32 loses
   # five digits of it.
@@ -369,6 +389,12 @@ def test_schedules(name, half, last):
   want = [0.5, 1.25, 2.0, half, last, last]
   np.testing.assert_allclose(got, want, rtol=1e-6)
   np.testing.assert_allclose(jax.jit(f)(jnp.int32(60)), half, rtol=1e-6)
+
+
+def test_berts_schedule_drops_where_the_warm_up_ends():
+  f = optim.schedule("bert", base=2.0, total_steps=100, warmup_steps=10)
+  got = [float(f(step)) for step in (0, 5, 9, 10, 50, 100, 500)]
+  np.testing.assert_allclose(got, [0, 1, 1.8, 1.8, 1, 0, 0], rtol=1e-6)
 
 
 def test_cosine_between_its_ends():
