@@ -13,10 +13,15 @@ _USAGE = """\
 usage: ssljax <command> [flags]
 
   prepare NAME [--data_dir=D]           build a dataset where it is missing
+          [--tokenizer=bert|roberta|gpt --vocab=N]
   train --config=FILE[:variant,...] --workdir=W [--config.key=value ...]
-  evaluate --workdir=W [--protocols=knn,linear] [--step=N] [--data=NAME]
-           [--train_split=S] [--test_split=S]
+  evaluate --workdir=W [--protocols=knn,linear,loss,finetune] [--step=N]
+           [--data=NAME] [--train_split=S] [--test_split=S]
+           [--fractions=0.01,0.1,1 --seeds=1]
   embed --workdir=W --out=F.npz [--split=test] [--step=N] [--data=NAME]
+  generate --workdir=W --prompt=TEXT [--tokens=128] [--temperature=1]
+           [--top_k=N] [--top_p=P] [--seed=0] [--step=N]       of a `gpt`
+  fill --workdir=W --text="a large [MASK] ..." [--top=5] [--step=N]
   report --workdir=W [W2 ...] [--out=F.html]     one page about a run, or some
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
@@ -84,13 +89,25 @@ def _command(name):
 
 
 def _prepare(argv):
-  values, names = _parse(argv, data_dir=None)
+  values, names = _parse(argv, data_dir=None, tokenizer=None, vocab=None)
   if len(names) != 1:
     raise errors.UserError("name one dataset, as in: ssljax prepare NAME")
   from ssljax.data import prepare
 
-  path = prepare.prepare(names[0], data_dir=values["data_dir"])
-  return {"dataset": names[0], "path": str(path)}
+  data_dir = values["data_dir"]
+  path = prepare.prepare(names[0], data_dir=data_dir)
+  figures = {"dataset": names[0], "path": str(path)}
+  if values["tokenizer"] is not None:
+    from ssljax.data import texts
+
+    made = texts.tokenizer_of(
+      names[0],
+      values["tokenizer"],
+      _number(values, "vocab", int),
+      data_dir=data_dir,
+    )
+    figures["vocab"] = made.vocab
+  return figures
 
 
 def _train(argv):
@@ -111,16 +128,58 @@ def _evaluate(argv):
     argv,
     needs=("workdir",),
     workdir=None,
-    protocols="knn,linear",
+    protocols=None,
     step=None,
     data=None,
     train_split=None,
     test_split=None,
+    fractions="0.01,0.1,1",
+    seeds="1",
   )
   from ssljax import evaluate
 
-  values["protocols"] = tuple(values["protocols"].split(","))
+  if values["protocols"] is not None:
+    values["protocols"] = tuple(values["protocols"].split(","))
+  parts = [{"fractions": f} for f in values["fractions"].split(",")]
+  values["fractions"] = tuple(_number(p, "fractions", float) for p in parts)
+  values["seeds"] = _number(values, "seeds", int)
   return evaluate.evaluate(**_typed(values))
+
+
+def _generate(argv):
+  values, _ = _parse(
+    argv,
+    needs=("workdir", "prompt"),
+    workdir=None,
+    prompt=None,
+    step=None,
+    tokens="128",
+    temperature="1",
+    top_k=None,
+    top_p=None,
+    seed="0",
+  )
+  from ssljax import language
+
+  for name, kind in (
+    ("tokens", int),
+    ("temperature", float),
+    ("top_k", int),
+    ("top_p", float),
+    ("seed", int),
+  ):
+    values[name] = _number(values, name, kind)
+  return language.generate(**_typed(values))
+
+
+def _fill(argv):
+  values, _ = _parse(
+    argv, needs=("workdir", "text"), workdir=None, text=None, step=None, top="5"
+  )
+  from ssljax import language
+
+  values["top"] = _number(values, "top", int)
+  return language.fill(**_typed(values))
 
 
 def _embed(argv):
@@ -183,11 +242,20 @@ def _report(argv):
 
 def _typed(values):
   values["workdir"] = os.path.abspath(values["workdir"])
-  if values["step"] is not None:
-    if not values["step"].isdigit():
-      raise errors.UserError(f"--step={values['step']} is not a number")
-    values["step"] = int(values["step"])
+  values["step"] = _number(values, "step", int)
   return values
+
+
+def _number(values, name, kind):
+  """A flag's number, which is not negative; None stays None."""
+  text = values[name]
+  try:
+    number = None if text is None else kind(text)
+  except ValueError:
+    number = -1
+  if number is not None and not number >= 0:
+    raise errors.UserError(f"--{name}={text} is not a number from 0 on")
+  return number
 
 
 def _parse(argv, needs=(), **defaults):
@@ -220,6 +288,8 @@ _COMMANDS = {
   "train": _train,
   "evaluate": _evaluate,
   "embed": _embed,
+  "generate": _generate,
+  "fill": _fill,
   "report": _report,
   "import": _import,
   "export": _export,

@@ -16,10 +16,13 @@ from ml_collections import config_flags
 from ssljax import errors
 
 
-def base() -> config_dict.ConfigDict:
+def base(modality: str = "image") -> config_dict.ConfigDict:
   """Every top-level key with its default; a config fills in the rest.
 
   Of `steps`, `examples` and `epochs` the first that is given holds.
+
+  Args:
+    modality: of the data: "image" or "text".
   """
   return config_dict.ConfigDict(
     dict(
@@ -35,13 +38,11 @@ def base() -> config_dict.ConfigDict:
       mesh=dict(data=-1),  # devices; -1 is all of them
       init_from=config_dict.placeholder(str),  # the workdir of another run
       data=dict(
+        modality=modality,
         name="",  # a TFDS name, folder:PATH, or digits
         split="train",
-        size=config_dict.placeholder(tuple),  # (height, width) on the host
-        channels=config_dict.placeholder(int),
         data_dir=config_dict.placeholder(str),
-        memory_budget=2 << 30,  # bytes; a smaller set is decoded into memory
-        max_corrupt=10,  # images that may be skipped before the run stops
+        **_DATA[modality],
       ),
       augment=dict(name="none"),
       encoder=dict(name=""),
@@ -54,6 +55,7 @@ def base() -> config_dict.ConfigDict:
         train_split="train",
         test_split="test",
         batch_size=500,
+        protocols=("knn", "linear"),  # of `ssljax evaluate`
       ),
       checkpoint=dict(every_steps=500, keep=3),
       # Label-free figures of fixed training examples; 0 steps is never.
@@ -62,10 +64,35 @@ def base() -> config_dict.ConfigDict:
   )
 
 
+# What `data` has for each modality; see `sources.make` and `texts.make`.
+_DATA = {
+  "image": dict(
+    size=config_dict.placeholder(tuple),  # (height, width) on the host
+    channels=config_dict.placeholder(int),
+    memory_budget=2 << 30,  # bytes; a smaller set is decoded into memory
+    max_corrupt=10,  # images that may be skipped before the run stops
+  ),
+  "text": dict(
+    tokenizer="",  # bert, roberta, gpt, or a tokenizer.json
+    vocab=config_dict.placeholder(int),  # of one that is trained
+    rows="one",  # document a row; packed, joined, pairs
+    length=128,  # tokens a row
+    label_length=config_dict.placeholder(int),  # where there are labels
+    feature="text",
+  ),
+}
+
 # Encoders for `:quick`, by the name of the module.
 _TINY = {
   "resnet": dict(name="resnet", variant="18", width=8, stem="cifar"),
   "vit": dict(name="vit", variant="Mu/2"),
+  "bert": dict(name="bert", variant="Mu", vocab=400, positions=64),
+  "gpt": dict(name="gpt", variant="Mu", vocab=400, positions=64),
+}
+# Data for `:quick`, which scikit-learn ships, by modality.
+_EMBEDDED = {
+  "image": dict(name="digits", split="train", size=(8, 8), channels=1),
+  "text": dict(name="descriptions", split="train", vocab=400, length=48),
 }
 
 
@@ -96,10 +123,13 @@ def _quick(config, method):
   """The same method and optimiser, tiny, on data that scikit-learn ships."""
   config.method.update(method)
   config.update(batch_size=64, steps=40, log_every=1, accumulate=1)
-  config.data.update(name="digits", split="train", size=(8, 8), channels=1)
+  config.data.update(_EMBEDDED[config.data.modality])
   if "size" in config.augment:
     config.augment.size = (8, 8)
+  family, _, _ = config.encoder.get("variant", "").rpartition("-")
   config.encoder = config_dict.ConfigDict(_TINY[config.encoder.name])
+  if family:
+    config.encoder.variant = f"{family}-{config.encoder.variant}"
   for key in ("mean", "std"):
     if key in config.augment:
       del config.augment[key]

@@ -54,10 +54,11 @@ class Method(NamedTuple):
       prototypes normalised.
     refresh: None, or `(params, method_state, read, *, rng) -> (params,
       method_state)` on the host before an epoch: k-means over the set.
-    show: named functions for the report and notebooks, each `(params,
-      method_state, batch) -> {title: images [b h w c] float32 in the scale of
-      the views}`, pure, on a batch as it comes out of the evaluation's
-      augmentation: `views` [b v h w c] and `key` [b].
+    show: named functions for the report and notebooks, pure, each `(params,
+      method_state, batch) -> ...` on a batch as it comes out of the
+      evaluation's augmentation, and `key` [b]: of images `{title: images
+      [b h w c] float32 in the scale of the views}`; of text "logits" [b t
+      vocab].
   """
 
   init: Callable

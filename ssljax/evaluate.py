@@ -12,79 +12,195 @@ import jax
 import numpy as np
 
 from ssljax import checkpoint
-from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import run as run_lib
 from ssljax import sharding
 from ssljax.data import sources
+from ssljax.evals import finetune
 from ssljax.evals import knn as knn_lib
 from ssljax.evals import linear_probe
+from ssljax.evals import tfidf
 
-PROTOCOLS = {"knn": knn_lib.knn, "linear": linear_probe.linear_probe}
+# Of features, and of the run itself.
+_FEATURES = {"knn": knn_lib.knn, "linear": linear_probe.linear_probe}
+PROTOCOLS = (*_FEATURES, "loss", "finetune")
 
 
 def evaluate(
   workdir: str,
   *,
-  protocols: tuple[str, ...] = ("knn", "linear"),
+  protocols: tuple[str, ...] | None = None,
   step: int | None = None,
   data: str | None = None,
   train_split: str | None = None,
   test_split: str | None = None,
+  fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
+  seeds: int = 1,
 ) -> dict:
   """Evaluates a checkpoint of a run, with floors.
 
   Args:
     workdir: of the run.
-    protocols: among `knn` and `linear`.
+    protocols: among `knn`, `linear`, `loss`, the held-out loss of the method,
+      and `finetune`; None is the config's.
     step: of the checkpoint; None is the latest.
     data: a TFDS name or `folder:PATH`; None is the run's own.
     train_split: for the probes; None is the config's.
     test_split: for the accuracies; None is the config's.
+    fractions: of the labels, for `finetune`.
+    seeds: how many of each, for `finetune`.
 
   Returns:
-    Accuracies in [0, 1] by protocol, for the encoder, for raw pixels (`raw_`)
-    and for the encoder before training (`random_`), and `protocol`, a version
-    for each. Written to `eval/<step>.json` in the workdir as well.
+    `protocol`, a version for each, and their figures. `knn` and `linear`:
+    accuracies in [0, 1], for the encoder, for the raw input (`raw_`: pixels, or
+    TF-IDF) and for the encoder before training (`random_`). `loss`: `test_` and
+    the loss and each metric; of text also the perplexity and bits a byte.
+    `finetune`: by fraction the mean accuracy over the seeds, its spread (the
+    sample standard deviation) and all, from this start and from before training
+    (`scratch`), and `raw`, `linear` of the raw input. Written to
+    `eval/<step>.json` in the workdir as well.
 
   Raises:
     UserError: no such run, checkpoint, protocol, dataset or split.
   """
+  run, state = restore(workdir, step)
+  config = run.config.eval
+  protocols = tuple(protocols or config.get("protocols", tuple(_FEATURES)))
   unknown = set(protocols) - set(PROTOCOLS)
   if unknown:
     raise errors.UserError(
       f"unknown protocol {min(unknown)!r}: choose among {', '.join(PROTOCOLS)}"
     )
-  run, state = restore(workdir, step)
-  sets = [
-    labelled(run, data, split or run.config.eval[name])
-    for name, split in (
-      ("train_split", train_split),
-      ("test_split", test_split),
-    )
-  ]
-  classes = sets[0].num_classes
-  features = {
-    "": [embed(run, state, s) for s in sets],
-    "raw_": [raw(s) for s in sets],
-    "random_": [embed(run, run_lib.init_state(run), s) for s in sets],
-  }
-  figures, versions = {}, {}
-  for name in protocols:
-    for prefix, (train, test) in features.items():
-      result = _measure(name, train, test, classes)
-      figures[prefix + name] = result["accuracy"]
-      versions[name] = result["protocol"]
-  figures = {
-    "dataset": sets[0].name,
-    "step": int(state.step),
-    **figures,
-    "protocol": versions,
-    "workdir": workdir,
-  }
+  train_split = train_split or config.train_split
+  test_split = test_split or config.test_split
+  figures = {"dataset": data or run.source.name, "step": int(state.step)}
+  versions = {}
+  if "loss" in protocols:
+    figures |= held_out(run, state, data, test_split)
+    versions["loss"] = "loss/1 no dropout, views of epoch 0"
+  if set(protocols) - {"loss"}:
+    sets = [labelled(run, data, s) for s in (train_split, test_split)]
+    start = run_lib.init_state(run)
+    for name, result in _of_features(run, state, start, sets, protocols):
+      figures[name] = result["accuracy"]
+      if result["protocol"] not in versions.values():  # the floors' own
+        versions[name] = result["protocol"]
+    if "finetune" in protocols:
+      found = _finetuned(run, state, start, sets, fractions, seeds)
+      figures["finetune"], versions["finetune"] = found
+  figures |= {"protocol": versions, "workdir": workdir}
   _record(figures, os.path.join(workdir, "eval", f"{int(state.step)}.json"))
   return figures
+
+
+def _of_features(run, state, start, sets, protocols):
+  """Yields (name, what the protocol gave): the encoder, then its floors."""
+  names = [name for name in protocols if name in _FEATURES]
+  if not names:
+    return
+  features = {
+    "": [embed(run, state, s) for s in sets],
+    "random_": [embed(run, start, s) for s in sets],
+  }
+  for prefix, pair in features.items():
+    for name in names:
+      yield prefix + name, _measure(name, *pair, sets[0].num_classes)
+  for name, result in floor(*sets, tuple(names)).items():
+    yield "raw_" + name, result
+
+
+def floor(train, test, protocols: tuple[str, ...]) -> dict[str, dict]:
+  """What the raw input of two labelled sources gives, by protocol."""
+  if train.modality == "text":
+    label = lambda s: s.read(np.arange(len(s)))["label"]
+    return tfidf.tfidf(
+      train.texts, label(train), test.texts, label(test), protocols=protocols
+    )
+  pixels = raw(train), raw(test)
+  return {n: _measure(n, *pixels, train.num_classes) for n in protocols}
+
+
+def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
+  """The method's loss and metrics on a split, `test_` before their names.
+
+  The features of all examples meet in one objective where each example has
+  numbers of its own alone, sums and counts; else, as in contrastive methods,
+  those of whole batches do, and the figures are the batches' mean.
+  """
+  like = {} if data is None else {"name": data, **run.source.like}
+  source = run_lib.open_source(run.config, split, **like)
+  size = min(run.config.batch_size, len(source))
+  size -= size % run.mesh.devices.size or 0
+  params, method_state = state.params, state.method_state
+
+  @jax.jit
+  def features(batch):
+    n = batch["index"].shape[0]
+    keys = jax.random.split(jax.random.key(0), n)
+    batch = run.augment(batch | {"key": keys})
+    return run.method.forward(
+      params, method_state, batch, step=state.step, train=False
+    )[0]
+
+  objective = jax.jit(
+    lambda x: run.method.objective(params, method_state, x, step=state.step)
+  )
+  found = []
+  for first in range(0, len(source), size):
+    places = np.arange(first, min(first + size, len(source)))
+    batch = source.read(places)
+    batch["epoch"] = np.zeros(len(places), np.int32)
+    found.append(jax.tree.map(np.asarray, features(batch)))
+  if all(x.ndim == 1 for x in jax.tree.leaves(found[0])):
+    found = [jax.tree.map(lambda *x: np.concatenate(x), *found)]
+  else:
+    found = found[: len(source) // size]
+  rows = []
+  for loss, (_, metrics) in map(objective, found):
+    rows.append({"loss": loss, **metrics})
+  figures = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+  if source.modality == "text":
+    figures["perplexity"] = float(np.exp(figures["loss"]))
+    figures["bits_per_byte"] = (
+      figures["loss"] * source.tokens_per_byte / np.log(2)
+    )
+  return {f"test_{name}": value for name, value in figures.items()}
+
+
+def _finetuned(run, state, start, sets, fractions, seeds):
+  """({fraction: figures}, the protocol)."""
+  train, test = sets
+  labels = train.read(np.arange(len(train)))["label"]
+  embed_fn = core.make_embed(run.method, run.view_for_eval)
+
+  def apply(params, batch):
+    batch = {k: batch[k] for k in train.example}
+    return embed_fn(state._replace(params=params), batch)
+
+  found, protocol = {}, None
+  for fraction in fractions:
+    places = finetune.subset(labels, fraction)
+    row = {"labels": len(places)}
+    for name, origin in (("", state), ("scratch_", start)):
+      result = finetune.finetune(
+        apply,
+        origin.params,
+        train,
+        places,
+        test,
+        num_classes=train.num_classes,
+        seeds=seeds,
+      )
+      protocol, values = result["protocol"], result["accuracies"]
+      row[name + "accuracy"] = float(np.mean(values))
+      if seeds > 1:
+        row[name + "spread"] = float(np.std(values, ddof=1))
+      row[name + "all"], row[name + "rate"] = values, result["rate"]
+    part = sources.Part(train, places)
+    row["raw_linear"] = floor(part, test, ("linear",))["linear"]["accuracy"]
+    found[f"{fraction:g}"] = row
+  return found, protocol
 
 
 def _record(figures, path):
@@ -106,10 +222,7 @@ def _record(figures, path):
 
 def restore(workdir: str, step: int | None = None):
   """Returns the run that a workdir holds, built, and its state at a step."""
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    raise errors.UserError(f"no run in {workdir}: give a --workdir of `train`")
-  run = run_lib.build(config_lib.restore(path))
+  run = run_lib.build(run_lib.restore_config(workdir))
   checkpoints = checkpoint.Checkpoints(
     os.path.join(workdir, "checkpoints"), read_only=True
   )
@@ -119,12 +232,9 @@ def restore(workdir: str, step: int | None = None):
 
 
 def labelled(run, name: str | None, split: str):
-  """A labelled source, the run's own or another, as the run reads images."""
-  options = {**run.config.data, "split": split, "labels": True}
-  if name is not None:
-    options |= {"name": name, "size": run.source.shape[:2]}
-    options["channels"] = run.source.shape[2]
-  return sources.make(**options)
+  """A labelled source, the run's own or another, as the run reads its own."""
+  like = {} if name is None else {"name": name, **run.source.like}
+  return run_lib.open_source(run.config, split, labels=True, **like)
 
 
 def eval_sets(run):
@@ -141,13 +251,15 @@ def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:
   size = run.config.eval.batch_size
   size += -size % run.mesh.devices.size
   place = sharding.by_example(run.mesh)
-  rows = []
+  order, rows = source.order(), []
   for start in range(0, len(source), size):
-    indices = np.arange(start, start + size)
-    batch = source.read(np.minimum(indices, len(source) - 1))
-    image = jax.device_put({"image": batch.pop("image")}, place)
-    rows.append({"pooled": run.embed(state, image), **batch})
-  stack = lambda *x: np.concatenate([np.asarray(a) for a in x])[: len(source)]
+    places = np.arange(start, start + size)
+    batch = source.read(order[np.minimum(places, len(source) - 1)])
+    example = {k: batch.pop(k) for k in source.example}
+    pooled = run.embed(state, jax.device_put(example, place))
+    rows.append({"pooled": pooled, **batch})
+  back = np.argsort(order)
+  stack = lambda *x: np.concatenate([np.asarray(a) for a in x])[back]
   return jax.tree.map(stack, *rows)
 
 
@@ -165,7 +277,7 @@ def knn(run: run_lib.Run, state: core.TrainState, sets) -> float:
 
 
 def _measure(protocol, train, test, num_classes):
-  return PROTOCOLS[protocol](
+  return _FEATURES[protocol](
     train["pooled"],
     train["label"],
     test["pooled"],

@@ -61,7 +61,8 @@ class Log:
     self._count = 0
     self._before_s = before.get("train_s", 0.0)  # before this process
     self._knn = before.get("knn")
-    names = "loss", "train_s", "step_s", "images_per_s", "knn"
+    self._rate = f"{run.source.unit}_per_s"
+    names = "loss", "train_s", "step_s", self._rate, "knn"
     self.figures = {"steps": start} | {name: before.get(name) for name in names}
     self.figures["collapsed"] = None
     if f"{_MONITOR}rankme" in before:
@@ -137,20 +138,21 @@ class Log:
     seconds = self._ends - self._start - self._paused
     steady = self._ends - self._first - self._paused
     step_s = steady / (self._count - 1) if self._count > 1 else seconds
+    units = self._run.config.batch_size * self._run.source.per_example
     self.figures |= {
       "steps": step,
       "loss": rows[-1][1]["loss"],
       "train_s": round(self._before_s + seconds, 3),
       "step_s": round(step_s, 6),
-      "images_per_s": round(self._run.config.batch_size / step_s, 1),
+      self._rate: round(units / step_s, 1),
     }
     row["learning_rate"] = float(self._run.learning_rate(step - 1))
-    for name in ("train_s", "step_s", "images_per_s"):
+    for name in ("train_s", "step_s", self._rate):
       row[name] = self.figures[name]
     self._emit({"step": step} | row)
     shown = {
       "loss": f"{row['loss']:.4f}",
-      "img/s": f"{row['images_per_s']:.0f}",
+      self._rate.replace("_per_s", "/s"): f"{row[self._rate]:.0f}",
     }
     if self._knn is not None:
       shown["knn"] = f"{self._knn:.4f}"

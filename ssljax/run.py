@@ -6,6 +6,7 @@ dotted name is a module of the user's own.
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -15,11 +16,14 @@ import jax.numpy as jnp
 import optax
 
 from ssljax import augment
+from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import optim
 from ssljax import sharding
+from ssljax.augment import text as text_views
 from ssljax.data import sources
+from ssljax.data import texts
 
 
 class Run(NamedTuple):
@@ -31,6 +35,7 @@ class Run(NamedTuple):
     method: the objective.
     tx: the optimiser.
     augment: `batch -> batch`, the training views.
+    view_for_eval: `batch -> batch`.
     embed: `(state, batch) -> [b d]`, the encoder's pooled features, jitted.
     mesh: the devices.
     steps_per_epoch: whole batches in the source.
@@ -43,6 +48,7 @@ class Run(NamedTuple):
   method: core.Method
   tx: optax.GradientTransformation
   augment: Callable
+  view_for_eval: Callable
   embed: Callable
   mesh: jax.sharding.Mesh
   steps_per_epoch: int
@@ -59,6 +65,7 @@ def build(config) -> Run:
   mesh = sharding.make_mesh(**config.mesh)
   check_batch(config, mesh)
   source = open_source(config, config.data.split)
+  source.check(make_encoder(config))
   if len(source) < config.batch_size:
     raise errors.UserError(
       f"{source.name} has {len(source)} examples, fewer than "
@@ -72,7 +79,7 @@ def build(config) -> Run:
     total_steps=total_steps,
   )
   tx, learning_rate = make_tx(config, **known)
-  views, view_for_eval = make_augments(config, source.shape)
+  views, view_for_eval = make_augments(config, source)
   method = make_method(config, **known)
   embed = core.make_embed(method, view_for_eval)
   run = Run(
@@ -81,6 +88,7 @@ def build(config) -> Run:
     method=method,
     tx=tx,
     augment=views,
+    view_for_eval=view_for_eval,
     embed=jax.jit(
       lambda state, batch: embed(state, batch)["pooled"],
       out_shardings=sharding.replicated(mesh),
@@ -147,20 +155,52 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
 _WARMUP = ("warmup_steps", "warmup_epochs", "warmup_examples", "warmup_percent")
 
 
-def make_augments(config, shape):
-  """Training views and the evaluation view for images of `shape` (h, w, c)."""
+# By modality: what opens a source, and what gives its views.
+_SOURCES = {"image": sources.make, "text": texts.make}
+_VIEWS = {"image": augment.pair, "text": text_views.pair}
+
+
+def make_augments(config, source):
+  """The training views and the evaluation view, each `batch -> batch`."""
   options = _options(config.augment)
-  name = options.pop("name")
-  size = options.pop("size", shape[:2])
-  views = augment.make(name, size=size, **options)
-  preset = augment.PRESETS[name]
-  statistics = {k: options.get(k, preset[k]) for k in ("mean", "std")}
-  return views, augment.make("none", size=size, **statistics)
+  pair = _VIEWS[source.modality]
+  if "seed" in inspect.signature(pair).parameters:
+    options["seed"] = config.seed
+  return pair(options.pop("name"), source, **options)
 
 
-def open_source(config, split: str, *, labels: bool = False):
-  """The source of `config.data` in a split."""
-  return sources.make(**{**config.data, "split": split, "labels": labels})
+def open_source(config, split: str, *, labels: bool = False, **like):
+  """The source of `config.data` in a split; `like` replaces some options."""
+  options = {**_options(config.data), **like, "split": split, "labels": labels}
+  modality = options.pop("modality")
+  if modality not in _SOURCES:
+    raise errors.UserError(
+      f"unknown data.modality={modality!r}: choose among {', '.join(_SOURCES)}"
+    )
+  name = options.pop("name", "")
+  return _call(_SOURCES[modality], config.data, name, **options)
+
+
+def data_file(workdir: str, name: str) -> str:
+  """Where a run keeps one of its source's `files`."""
+  return os.path.join(workdir, "data", f"{name}.json")
+
+
+def restore_config(workdir: str):
+  """The config of a run, reading the data files that the run has kept.
+
+  Raises:
+    UserError: there is no run.
+  """
+  path = os.path.join(workdir, "config.json")
+  if not os.path.exists(path):
+    raise errors.UserError(f"no run in {workdir}: give a --workdir of `train`")
+  config = config_lib.restore(path)
+  with config.unlocked():
+    for key in config.data:
+      if os.path.exists(kept := data_file(workdir, key)):
+        config.data[key] = kept
+  return config
 
 
 def duration(config, steps_per_epoch: int) -> int:
@@ -192,14 +232,14 @@ def check_batch(config, mesh) -> None:
 
 
 def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
-  b = run.config.batch_size
-  placed = sharding.by_example(run.mesh)
-  return {
-    "image": jax.ShapeDtypeStruct(
-      (b, *run.source.shape), jnp.uint8, sharding=placed
-    ),
-    "index": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=placed),
-  }
+  """A batch as the stream gives it."""
+  b, placed = run.config.batch_size, sharding.by_example(run.mesh)
+  struct = lambda shape, dtype: jax.ShapeDtypeStruct(
+    (b, *shape), dtype, sharding=placed
+  )
+  batch = {k: struct(*v) for k, v in run.source.example.items()}
+  number = struct((), jnp.int32)
+  return batch | {"index": number, "epoch": number}
 
 
 def init_fn(run: Run) -> Callable:

@@ -43,11 +43,12 @@ def train(config, workdir: str) -> dict:
   """
   _refuse_another_config(config, workdir)
   run = run_lib.build(config)
+  _refuse_other_files(run, workdir)
   sets = _eval_sets(run)
   state_shape = run_lib.abstract_state(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run, state_shape) if monitors_run else None
-  _claim(config, workdir)
+  _claim(run, workdir)
   checkpoint.require_room(workdir, state_shape)
   checkpoints = checkpoint.Checkpoints(
     os.path.join(workdir, "checkpoints"), keep=config.checkpoint.keep
@@ -127,8 +128,8 @@ class _Monitor:
       # Draws of an example lie together, so that no device sends examples.
       batch = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch)
       keys = ops.view_keys(jax.random.split(jax.random.key(0), n), 2)
-      batch = run.augment(batch | {"key": keys})
-      batch = batch | {"views": batch["views"][:, :1]}
+      epoch = jnp.tile(jnp.arange(2), n)  # what is drawn by epoch, not by key
+      batch = run.augment(batch | {"key": keys, "epoch": epoch})
       z = run.method.embed(state.params, state.method_state, batch)["pooled"]
       return z.reshape(n, 2, -1)
 
@@ -231,11 +232,30 @@ def _refuse_another_config(config, workdir):
     )
 
 
-def _claim(config, workdir):
+def _refuse_other_files(run, workdir):
+  """Of data that were prepared anew, say with another vocabulary."""
+  for name, text in run.source.files.items():
+    path = run_lib.data_file(workdir, name)
+    if not os.path.exists(path):
+      continue
+    with open(path) as f:
+      if f.read() != text:
+        raise errors.UserError(
+          f"{path} is not the {name} that {run.source.name} has now: give "
+          f"--config.data.{name}={path}, or another --workdir"
+        )
+
+
+def _claim(run, workdir):
   """Makes the workdir this run's own."""
   try:
     os.makedirs(workdir, exist_ok=True)
-    config_lib.save(config, os.path.join(workdir, "config.json"))
+    config_lib.save(run.config, os.path.join(workdir, "config.json"))
+    for name, text in run.source.files.items():
+      path = run_lib.data_file(workdir, name)
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      with open(path, "w") as f:
+        f.write(text)
     with open(os.path.join(workdir, "environment.json"), "w") as f:
       json.dump(environment(), f, indent=2)
   except OSError as e:
@@ -267,6 +287,7 @@ def environment() -> dict:
 
 def _init_from(run, state_shape):
   """The parameters and method state of another run's latest checkpoint."""
+  _refuse_other_files(run, run.config.init_from)
   other = checkpoint.Checkpoints(
     os.path.join(run.config.init_from, "checkpoints"), read_only=True
   )

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ def test_quick_learns_with_one_compile(path):
   before = jax.tree.map(np.asarray, start)
   state, rng = start, jax.random.key(0)
   for i in range(6):
-    batch = run.source.read(np.arange(32 * i, 32 * i + 32))
+    batch = run.source.read(np.arange(16 * i, 16 * i + 32))
+    batch["epoch"] = np.full(32, i, np.int32)
     state, metrics = step(state, batch, rng)
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
   assert step._cache_size() == 1
@@ -58,7 +60,9 @@ def test_quick_learns_with_one_compile(path):
 def test_labels_are_in_no_batch(path):
   config = config_lib.load(f"{path}:quick", ["--config.mesh.data=1"])
   run = run_lib.build(config)
-  assert set(run.source.read(np.arange(4))) == {"image", "index"}
+  batch = run.source.read(np.arange(4))
+  assert set(batch) == {*run.source.example, "index"}
+  assert "label" not in batch
 
 
 def paper_state(path, classes_shape):
@@ -67,7 +71,8 @@ def paper_state(path, classes_shape):
   known = dict(num_examples=1281167, steps_per_epoch=312, total_steps=31200)
   method = run_lib.make_method(config, **known)
   tx, rate = run_lib.make_tx(config, **known)
-  views, _ = run_lib.make_augments(config, classes_shape)
+  source = types.SimpleNamespace(modality="image", shape=classes_shape)
+  views, _ = run_lib.make_augments(config, source)
   batch = {"image": jax.ShapeDtypeStruct((2, *classes_shape), jnp.uint8)}
   init = lambda rng, batch: core.init_state(
     method, tx, rng, batch, augment=views

@@ -18,7 +18,6 @@ from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
 from ssljax import report
-from ssljax import run as run_lib
 from ssljax import train
 from ssljax.models import vit
 from ssljax.report import arrays
@@ -180,7 +179,7 @@ def test_pictures_are_those_of_the_run(labelled):
   np.testing.assert_array_equal(views[::3], original)
   assert not np.array_equal(views[1], views[2])
   # The scale of the views is undone to the bit.
-  _, view = run_lib.make_augments(run.config, run.source.shape)
+  view = run.view_for_eval
   images = run.source.read(places)["image"]
   visible = arrays._visible(view, 1)
   seen = view(arrays._batch(images))["views"]
@@ -313,7 +312,7 @@ def test_neighbours():
   z = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
   z /= np.linalg.norm(z, axis=1, keepdims=True)
   z[3] = z[7]
-  found = arrays._neighbours(z, np.array([7, 20]))
+  found = arrays.nearest(z, np.array([7, 20]))
   assert found.shape == (2, 9) and found[0, :2].tolist() == [7, 3]
   for row in found:
     rest = np.setdiff1d(np.arange(50), row)
@@ -325,13 +324,13 @@ def test_map_of_clusters_and_of_collapse():
   centres = 5 * np.eye(3, 8)
   labels = np.arange(90) % 3
   z = centres[labels] + 0.1 * rng.normal(size=(90, 8))
-  points = arrays._tsne(z)
+  points = arrays.tsne(z)
   assert points.min() == 0 and points.max() == 1
   apart = np.linalg.norm(points[:, None] - points, axis=-1)
   np.fill_diagonal(apart, np.inf)
   assert (labels[apart.argmin(axis=1)] == labels).all()
-  assert arrays._tsne(np.ones((90, 8)) * 0.3) is None
-  assert arrays._tsne(z[:3]) is None
+  assert arrays.tsne(np.ones((90, 8)) * 0.3) is None
+  assert arrays.tsne(z[:3]) is None
 
 
 @pytest.mark.parametrize("log", [False, True])

@@ -10,6 +10,21 @@ from ssljax.augment import image as ops
 from ssljax.augment.presets import PRESETS
 
 
+def pair(name: str, source, **options) -> tuple[Callable, Callable]:
+  """Returns the training views and the evaluation view of a source of images.
+
+  Args:
+    name: of a preset in `presets.py`.
+    source: a `data.sources.ImageSource`, of which this takes the shape.
+    **options: keys of the preset, and `size` (height, width), the source's
+      where it is not given.
+  """
+  size = options.pop("size", source.shape[:2])
+  views = make(name, size=size, **options)
+  statistics = {k: options.get(k, PRESETS[name][k]) for k in ("mean", "std")}
+  return views, make("none", size=size, **statistics)
+
+
 def make(name: str, *, size, **overrides) -> Callable:
   """Returns `augment(batch) -> batch`, to be called inside `jit`.
 

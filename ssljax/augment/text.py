@@ -1,7 +1,93 @@
-"""Which tokens of masked language models are hidden, on device."""
+"""Views of text, on device: what masked language models do not see."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from ssljax import errors
+
+# What each view takes, with BERT's choices.
+PRESETS = {
+  "mlm": dict(
+    rate=0.15,
+    mask_part=0.8,
+    random_part=0.1,
+    probabilistic=False,
+    random_special=True,
+    whole_word=False,  # hide whole words
+    copies=None,  # of static masks; None is a new one each epoch
+    most=None,  # tokens of a row that may be hidden; None is room for all
+  ),
+  "none": {},
+}
+
+
+def pair(
+  name: str, source, *, seed: int = 0, **overrides
+) -> tuple[Callable, Callable]:
+  """Returns the training view and the evaluation view, `batch -> batch`.
+
+  "mlm" gives what `hide` does, by (seed, epoch, index); "none", for causal
+  models, and evaluation take the rows as they are.
+
+  Args:
+    name: of a preset.
+    source: a `data.texts.TextSource`, of which this takes the tokenizer and the
+      length of the rows.
+    seed: of the masks.
+    **overrides: keys of the preset.
+
+  Raises:
+    UserError: an unknown preset or key, or a tokenizer without a mask token.
+  """
+  if name not in PRESETS:
+    raise errors.UserError(
+      f"unknown augment {name!r} for text: choose among {', '.join(PRESETS)}"
+    )
+  errors.refuse_unknown(f"augment {name!r}", overrides, PRESETS[name])
+  if name == "none":
+    return _same, _same
+  options = {**PRESETS[name], **overrides}
+  tokenizer = source.tokenizer
+  if tokenizer.mask is None or tokenizer.pad is None:
+    raise errors.UserError(
+      f"augment {name!r} needs a tokenizer with a mask and a padding token: "
+      "give data.tokenizer=bert or roberta, or a tokenizer.json of such"
+    )
+  copies, whole_word = options.pop("copies"), options.pop("whole_word")
+  if options["most"] is None:
+    length = source.example["tokens"][0][0]
+    options["most"] = max(1, int(options["rate"] * length) + 1)
+  special = (tokenizer.pad,) + tuple(
+    i for i in tokenizer.special if i != tokenizer.pad
+  )
+  goes_on = tokenizer.goes_on
+
+  def augment(batch):
+    tokens, index = batch["tokens"], batch["index"]
+    word = None
+    if whole_word:
+      word = jnp.cumsum(~jnp.asarray(goes_on)[tokens], axis=1)
+      word = jnp.minimum(word, tokens.shape[1] - 1)
+    keys = example_keys(
+      seed, batch.get("epoch", jnp.zeros_like(index)), index, copies
+    )
+    return batch | hide(
+      keys,
+      tokens,
+      mask_token=tokenizer.mask,
+      vocab=tokenizer.vocab,
+      special=special,
+      word=word,
+      **options,
+    )
+
+  return augment, _same
+
+
+def _same(batch):
+  return batch
 
 
 def hide(

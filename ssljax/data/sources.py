@@ -1,9 +1,7 @@
-"""Sources: a dataset as `read(indices) -> batch`, for TFDS, folders, arrays.
+"""Sources: a dataset as `read(indices) -> batch`, and those of images.
 
-A source has `name`, `shape` (h, w, c), `num_classes` (None without labels),
-`len(source)` and `read(indices [n]) -> {"image": [n h w c] uint8, "index": [n]
-int32}`, with "label" [n] int32 where it was opened with labels. Small sets are
-decoded once into memory, so that reading is a gather.
+Images are read from TFDS, folders and arrays. Small sets are decoded once into
+memory, so that reading is a gather.
 """
 
 import concurrent.futures
@@ -20,7 +18,67 @@ from ssljax.data import images
 _CHUNK = 512
 
 
-class ArraySource:
+class Source:
+  """What a source says of its examples; `read(indices [n]) -> batch`.
+
+  A batch has the arrays of `example`, "index" int32 [n] and, where the source
+  was opened with labels, "label" int32 [n].
+
+  Attributes:
+    modality: whose views and readers fit: "image" or "text".
+    name: for messages.
+    example: {name: (shape, dtype)} of the arrays of one example.
+    num_classes: of the labels; None without them.
+    unit: what throughput counts.
+    per_example: how many units an example has.
+    like: options with which another dataset is read in the same way.
+    files: {name: text}, what a run must keep to read its data again; the name
+      is of the option of `make` that then takes the file's path.
+  """
+
+  modality = "image"
+  unit = "images"
+  per_example = 1.0
+  files = {}
+
+  def check(self, encoder) -> None:
+    """Raises UserError where the encoder cannot take the examples."""
+
+  def order(self) -> np.ndarray:
+    """The places 0 to n - 1 in the order in which all are read fastest."""
+    return np.arange(len(self))
+
+
+class Part(Source):
+  """Some examples of a source."""
+
+  def __init__(self, source: Source, places: np.ndarray):
+    self._source, self._places = source, places
+    self.modality, self.name = source.modality, source.name
+    self.example, self.num_classes = source.example, source.num_classes
+    if texts := getattr(source, "texts", None):
+      self.texts = [texts[i] for i in places]
+
+  def __len__(self):
+    return len(self._places)
+
+  def read(self, indices):
+    return self._source.read(self._places[indices])
+
+
+class ImageSource(Source):
+  """Examples are `image` uint8 [h w c], its `shape`."""
+
+  @property
+  def example(self):
+    return {"image": (self.shape, np.uint8)}
+
+  @property
+  def like(self):
+    return {"size": self.shape[:2], "channels": self.shape[2]}
+
+
+class ArraySource(ImageSource):
   """Arrays in memory.
 
   Args:
@@ -50,7 +108,7 @@ class ArraySource:
     return {k: v[indices] for k, v in self._arrays.items()}
 
 
-class DecodedSource:
+class DecodedSource(ImageSource):
   """Records decoded as they are read.
 
   A record that is corrupt, or whose channels do not fit, is replaced by the
@@ -185,18 +243,12 @@ def make(
   if name == "digits":
     records = _Digits(split)
   elif name.startswith("folder:"):
-    records = _Folder(name.removeprefix("folder:"), split)
+    records = _Images(name.removeprefix("folder:"), split)
   else:
     from ssljax.data import tfds_records  # TFDS is imported where it is used
 
-    records = tfds_records.Records(name, split, data_dir)
-  if labels and records.num_classes is None:
-    raise errors.UserError(
-      f"{name} has no labels, which evaluation needs: set "
-      "--config.eval.train_split='', or name labelled data"
-    )
-  if not len(records):
-    raise errors.UserError(f"{name} has no examples in split {split!r}")
+    records = tfds_records.Images(name, split, data_dir)
+  check(records, name, split, labels=labels)
   source = DecodedSource(
     records,
     _shape(records, name, size, channels),
@@ -209,6 +261,17 @@ def make(
   if len(source) * int(np.prod(source.shape)) <= memory_budget:
     return source.in_memory()
   return source
+
+
+def check(records, name, split, *, labels):
+  """Raises UserError where there are no examples, or no labels but wanted."""
+  if labels and records.num_classes is None:
+    raise errors.UserError(
+      f"{name} has no labels, which evaluation needs: set "
+      "--config.eval.train_split='', or name labelled data"
+    )
+  if not len(records):
+    raise errors.UserError(f"{name} has no examples in split {split!r}")
 
 
 def _shape(records, name, size, channels):
@@ -267,10 +330,15 @@ class _Digits:
     return [(self._image[i], self._label[i]) for i in indices]
 
 
-class _Folder:
-  """Images in a folder and its subfolders, in the order of their paths."""
+class Folder:
+  """Files in a folder and its subfolders, in the order of their paths.
 
-  def __init__(self, path, split):
+  Attributes:
+    paths: of the files.
+    num_classes: how many subfolders a split has; None without.
+  """
+
+  def __init__(self, path, split, suffixes, what):
     if not os.path.isdir(path):
       raise errors.UserError(f"no folder {path}: give data.name=folder:PATH")
     root = path if split == "all" else os.path.join(path, split)
@@ -280,16 +348,16 @@ class _Folder:
         f"{path} has no subfolder {split!r} for the split: there is {have}; "
         "'all' takes them all"
       )
-    self._paths = [
+    self.paths = [
       os.path.join(folder, file)
       for folder, _, files in os.walk(root, followlinks=True)
       for file in files
-      if file.lower().endswith(images.SUFFIXES)
+      if file.lower().endswith(suffixes)
     ]
-    self._paths.sort()
-    if not self._paths:
+    self.paths.sort()
+    if not self.paths:
       raise errors.UserError(
-        f"no images in {root}: files end with {', '.join(images.SUFFIXES)}"
+        f"no {what} in {root}: files end with {', '.join(suffixes)}"
       )
     # Classes are those of all splits together, so that they agree.
     above = [""] if split == "all" else _subfolders(path)
@@ -300,19 +368,27 @@ class _Folder:
     self._root = root
     self.num_classes = len(classes) or None
 
+  def label(self, path):
+    """The class of a file by its folder; -1 is unknown."""
+    first = os.path.relpath(path, self._root).split(os.sep)[0]
+    return self._class_of.get(first, -1)
+
+
+class _Images(Folder):
+  """Images in a folder."""
+
+  def __init__(self, path, split):
+    super().__init__(path, split, images.SUFFIXES, "images")
+
   def __len__(self):
-    return len(self._paths)
+    return len(self.paths)
 
   def name(self, i):
-    return self._paths[i]
+    return self.paths[i]
 
   def get(self, indices):
     for i in indices:  # one at a time: photographs are large
-      yield images.read_file(self._paths[i]), self._label(self._paths[i])
-
-  def _label(self, path):
-    first = os.path.relpath(path, self._root).split(os.sep)[0]
-    return self._class_of.get(first, -1)
+      yield images.read_file(self.paths[i]), self.label(self.paths[i])
 
 
 def _subfolders(path):

@@ -103,6 +103,8 @@ def batches(
 ) -> Iterator:
   """The batches of steps start_step .. stop_step - 1, read ahead in threads.
 
+  What the source reads, and `epoch` int32 [b], counted from 0.
+
   Grain reads and decodes beside the compute; `to_device` is applied as each
   batch is read, so that the transfer has begun when the step asks for it. What
   a reader raises is raised here. The iterator's `close()` ends the threads.
@@ -121,7 +123,10 @@ def batches(
       process_index=process_index,
       process_count=process_count,
     )
-    return to_device(source.read(place))
+    batch = source.read(place)
+    epoch = step // (len(source) // batch_size)
+    batch["epoch"] = np.full(len(place), epoch, np.int32)
+    return to_device(batch)
 
   steps = grain.MapDataset.range(start_step, stop_step)
   return iter(

@@ -9,26 +9,30 @@ from ssljax.data import prepare
 
 
 class Records:
-  """The images and labels of a split; see `sources.DecodedSource`.
+  """The records of a split, and what TFDS says of them.
 
   Records are parsed here: TFDS' own parser, general over nested features, takes
   three times as long.
+
+  Attributes:
+    features: TFDS' own, by name.
+    num_classes: of the feature "label"; None without it.
+    class_names: of its labels, or None.
   """
 
-  def __init__(self, name, split, data_dir):
+  def __init__(self, name, split, data_dir, needs):
     builder = prepare.find_builder(name, data_dir)
     if not builder.is_prepared():
       prepare.prepare(name, data_dir=data_dir)
       builder = prepare.find_builder(name, data_dir)
-    features = builder.info.features
-    if "image" not in features:
+    features = self.features = builder.info.features
+    if needs not in features:
       raise errors.UserError(
-        f"{name} has no feature 'image', but {', '.join(features)}"
+        f"{name} has no feature {needs!r}, but {', '.join(features)}"
       )
+    skip = {"image": tfds.decode.SkipDecoding()} if needs == "image" else None
     try:
-      source = builder.as_data_source(
-        split, decoders={"image": tfds.decode.SkipDecoding()}
-      )
+      source = builder.as_data_source(split, decoders=skip)
     except (ValueError, AssertionError, KeyError) as e:
       have = ", ".join(builder.info.splits)
       raise errors.UserError(
@@ -41,9 +45,9 @@ class Records:
       ) from e
     self._records = source.data_source
     self._name = f"{name}/{split}"
-    self.shape = features["image"].shape
     label = features["label"] if "label" in features else None
     self.num_classes = getattr(label, "num_classes", None)
+    self.class_names = getattr(label, "names", None)
 
   def __len__(self):
     return len(self._records)
@@ -51,11 +55,24 @@ class Records:
   def name(self, i):
     return f"{self._name}[{i}]"
 
-  def get(self, indices):
-    rows = []
+  def parsed(self, indices, name):
+    """(the bytes of a feature, the label or -1) of each record."""
     for record in self._records.__getitems__([int(i) for i in indices]):
       feature = tf_example_pb2.Example.FromString(record).features.feature
       label = feature["label"].int64_list.value if "label" in feature else None
-      image = images.decode(feature["image"].bytes_list.value[0])
-      rows.append((image, label[0] if label else -1))
-    return rows
+      value = feature[name].bytes_list.value
+      yield value[0] if value else b"", label[0] if label else -1
+
+
+class Images(Records):
+  """The images and labels of a split; see `sources.DecodedSource`."""
+
+  def __init__(self, name, split, data_dir):
+    super().__init__(name, split, data_dir, "image")
+    self.shape = self.features["image"].shape
+
+  def get(self, indices):
+    return [
+      (images.decode(data), label)
+      for data, label in self.parsed(indices, "image")
+    ]

@@ -49,6 +49,14 @@ class Tokenizer:
     numbers = [i for i in found.values() if i is not None]
     self.special = tuple(dict.fromkeys(numbers))
 
+  @property
+  def goes_on(self) -> np.ndarray:
+    """Which tokens [vocab] continue a word: "##ing", or no space before."""
+    words = [self._tokenizer.id_to_token(i) or "" for i in range(self.vocab)]
+    if any(w.startswith("##") for w in words):
+      return np.array([w.startswith("##") for w in words])
+    return np.array([not w.startswith("\u0120") for w in words])
+
   def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
     """Each text's tokens int32 [n], without special ones added."""
     encodings = self._tokenizer.encode_batch(
@@ -62,8 +70,9 @@ class Tokenizer:
       [int(i) for i in tokens], skip_special_tokens=not special
     )
 
-  def save(self, path: str) -> None:
-    self._tokenizer.save(path)
+  def to_json(self) -> str:
+    """What a tokenizer.json holds."""
+    return self._tokenizer.to_str(pretty=True)
 
 
 def load(path: str) -> Tokenizer:
@@ -145,17 +154,15 @@ class Rows(NamedTuple):
   """Documents in rows of one length.
 
   Attributes:
-    tokens: int32 [n t].
-    mask: bool [n t], False at padding.
-    segment: int32 [n t], the document of each place, counted in its row from 0,
-      or None where each row is one.
+    arrays: by name: `tokens` int32 [n t]; `mask` bool [n t], False at padding;
+      where documents are packed, `segment` int32 [n t], the document of each
+      place, counted in its row from 0; for pairs `kinds` int32 [n t], 1 in the
+      second, and `next` int32 [n], whether that follows the first.
     cut: how many documents lost their ends.
   """
 
-  tokens: np.ndarray
-  mask: np.ndarray
-  segment: np.ndarray | None
-  cut: int
+  arrays: dict[str, np.ndarray]
+  cut: int = 0
 
 
 def one_a_row(
@@ -180,7 +187,7 @@ def one_a_row(
     whole = _framed(document[:room], start, end)
     tokens[row, : len(whole)] = whole
     mask[row, : len(whole)] = True
-  return Rows(tokens, mask, None, cut)
+  return Rows({"tokens": tokens, "mask": mask}, cut)
 
 
 def packed(
@@ -210,7 +217,71 @@ def packed(
     segment.reshape(-1)[:total] = np.repeat(np.arange(len(framed)), sizes)
     segment -= segment[:, :1]
     segment[~mask] = -1
-  return Rows(tokens, mask, segment, 0)
+  return Rows({"tokens": tokens, "mask": mask, "segment": segment})
+
+
+def joined(
+  documents: Iterable[np.ndarray], length: int, *, end: int, pad: int = 0
+) -> Rows:
+  """All documents as one text, an `end` before the first and after each.
+
+  As GPT-2 reads: rows do not tell documents apart. A row begins with the last
+  token of the one before, so that a causal model predicts each token once.
+  """
+  if length < 2:
+    raise errors.UserError(f"rows of {length} tokens have no room: give more")
+  text = np.concatenate([[end], *(_framed(d, None, end) for d in documents)])
+  new = length - 1
+  n = max(1, -(-(len(text) - 1) // new))
+  tokens = np.full(n * new + 1, pad, np.int32)
+  tokens[: len(text)] = text
+  places = np.arange(n)[:, None] * new + np.arange(length)
+  return Rows({"tokens": tokens[places], "mask": places < len(text)})
+
+
+def pairs(
+  documents: Iterable[np.ndarray],
+  length: int,
+  *,
+  pad: int,
+  start: int,
+  end: int,
+  seed: int = 0,
+) -> Rows:
+  """Each document with its next, or by chance in half of the rows any other.
+
+  Devlin et al. 2018, section 3.1, task 2: start, first, end, second, end. Of a
+  pair that is too long the longer loses its end, token by token.
+  """
+  documents = list(documents)
+  n, room = len(documents) - 1, length - 3
+  if n < 2 or room < 2:
+    raise errors.UserError(
+      f"pairs of {n + 1} documents in rows of {length}: give 3 and 5 or more"
+    )
+  rng = np.random.default_rng(seed)
+  follows = rng.random(n) < 0.5
+  other = (np.arange(n) + 2 + rng.integers(0, n - 1, n)) % (n + 1)
+  tokens = np.full((n, length), pad, np.int32)
+  kinds = np.zeros((n, length), np.int32)
+  mask = np.zeros((n, length), bool)
+  cut = 0
+  for i in range(n):
+    first = documents[i]
+    second = documents[i + 1 if follows[i] else other[i]]
+    a, b = len(first), len(second)
+    cut += a + b > room
+    if a + b > room:  # the longer is cut until both are equal, then both
+      short = min(a, b, room // 2)
+      a, b = (short, room - short) if a <= b else (room - short, short)
+    first = _framed(first[:a], start, end)
+    second = _framed(second[:b], None, end)
+    whole = len(first) + len(second)
+    tokens[i, :whole] = np.concatenate([first, second])
+    kinds[i, len(first) : whole] = 1
+    mask[i, :whole] = True
+  arrays = {"tokens": tokens, "mask": mask, "kinds": kinds}
+  return Rows(arrays | {"next": follows.astype(np.int32)}, cut)
 
 
 def _room(length, start, end):

@@ -119,4 +119,12 @@ def make(
       pooled = ops.masked_mean(out["tokens"], batch.get("mask"))
     return {"pooled": pooled, "tokens": out["tokens"]}
 
-  return core.Method(init, forward, objective, embed)
+  def logits(params, method_state, batch):
+    """[b t vocab] of all places of `tokens` [b t]."""
+    del method_state
+    out = encode(params, batch, train=False)
+    hidden = head.apply({"params": params["head"]}, out["tokens"])
+    table = params["encoder"]["token_embed"]["embedding"]
+    return hidden @ table.T + params["bias"]
+
+  return core.Method(init, forward, objective, embed, show={"logits": logits})

@@ -25,7 +25,6 @@ def report(workdirs, out: str | None = None) -> dict:
     UserError: there is no run, checkpoint or dataset, or `out` cannot be
       written.
   """
-  from ssljax.report import arrays
   from ssljax.report import page
   from ssljax.report import record
 
@@ -36,7 +35,7 @@ def report(workdirs, out: str | None = None) -> dict:
   out = os.path.abspath(out)
   with _writing(out):  # first, so that a wrong folder is told at once
     os.makedirs(os.path.dirname(out), exist_ok=True)
-  html = page.page(records, [arrays.of(r.workdir) for r in records])
+  html = page.page(records, [page.seen(r.workdir) for r in records])
   data = html.encode("utf-8", "replace")
   with _writing(out), open(out, "wb") as f:
     f.write(data)

@@ -1,4 +1,4 @@
-"""What the pictures of a run need of its model and its data, as arrays."""
+"""What the pictures of a run of images need, as arrays."""
 
 from typing import NamedTuple
 
@@ -54,17 +54,16 @@ class Arrays(NamedTuple):
   attention: tuple[np.ndarray, np.ndarray] | None
 
 
-def of(workdir: str) -> Arrays:
-  """The arrays of a run's last checkpoint.
+def of(run: run_lib.Run, state) -> Arrays:
+  """The arrays of a run at a state.
 
   Raises:
-    UserError: no such run, checkpoint or dataset.
+    UserError: no such dataset.
   """
-  run, state = evaluate.restore(workdir)
-  train_view, test_view = run_lib.make_augments(run.config, run.source.shape)
+  train_view, test_view = run.augment, run.view_for_eval
   visible = _visible(test_view, run.source.shape[2])
-  originals = run.source.read(_spread(len(run.source), _VIEWED))["image"]
-  views = _once(train_view)(_batch(originals))
+  originals = run.source.read(spread(len(run.source), _VIEWED))["image"]
+  views = once(train_view)(_batch(originals))
   local = views.get("local_views")
   split, test = _test_set(run)
   rows = evaluate.embed(run, state, test)
@@ -72,8 +71,8 @@ def of(workdir: str) -> Arrays:
   labels = rows.get("label", np.full(len(images), -1, np.int32))
   z = rows["pooled"].astype(np.float32)
   z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-  mapped = _spread(len(z), _MAPPED)
-  batch = _once(test_view)(_batch(images[_spread(len(images), _VIEWED)]))
+  mapped = spread(len(z), _MAPPED)
+  batch = once(test_view)(_batch(images[spread(len(images), _VIEWED)]))
   return Arrays(
     step=int(state.step),
     originals=originals,
@@ -82,13 +81,13 @@ def of(workdir: str) -> Arrays:
     split=split,
     images=images,
     labels=labels,
-    class_names=_class_names(run.config.data),
+    class_names=class_names(run.config.data),
     mapped=mapped,
-    points=_tsne(z[mapped]),
-    neighbours=_neighbours(z, _queries(labels)),
+    points=tsne(z[mapped]),
+    neighbours=nearest(z, queries(labels)),
     shown={
       name: jax.tree.map(
-        visible, _once(show)(state.params, state.method_state, batch)
+        visible, once(show)(state.params, state.method_state, batch)
       )
       for name, show in run.method.show.items()
     },
@@ -96,7 +95,7 @@ def of(workdir: str) -> Arrays:
   )
 
 
-def _once(function):
+def once(function):
   # It runs once: compiling it with care takes longer than running it.
   return jax.jit(
     function, compiler_options={"xla_backend_optimization_level": 0}
@@ -115,7 +114,7 @@ def _visible(view, channels):
   """
   ends = np.stack([np.full((8, 8, channels), v, np.uint8) for v in (0, 255)])
   # [2 c], of the first pixel
-  low, high = np.asarray(_once(view)(_batch(ends))["views"])[:, 0, 0, 0]
+  low, high = np.asarray(once(view)(_batch(ends))["views"])[:, 0, 0, 0]
 
   def visible(x):
     x = (np.asarray(x, np.float32) - low) / (high - low)
@@ -124,7 +123,7 @@ def _visible(view, channels):
   return visible
 
 
-def _spread(n, most):
+def spread(n, most):
   """At most `most` of the places 0 to n - 1, evenly: folders are sorted."""
   return np.linspace(0, n - 1, min(n, most)).round().astype(int)
 
@@ -141,13 +140,13 @@ def _test_set(run):
       source = run_lib.open_source(config, split)
     except errors.UserError:  # no such split: nobody evaluates this run
       split, source = config.data.split, run.source
-  arrays = source.read(_spread(len(source), _EMBEDDED))
+  arrays = source.read(spread(len(source), _EMBEDDED))
   return split or config.data.split, sources.ArraySource(arrays)
 
 
-def _class_names(data):
+def class_names(data):
   """The names of the labels, of a TFDS dataset that has them."""
-  if data.name == "digits" or data.name.startswith("folder:"):
+  if data.name in ("digits", "descriptions") or data.name.startswith("folder:"):
     return None
   from ssljax.data import prepare  # TFDS is imported where it is used
 
@@ -156,7 +155,7 @@ def _class_names(data):
   return getattr(label, "names", None)
 
 
-def _tsne(z):
+def tsne(z):
   """A map [n 2] in [0, 1] of embeddings [n d] by t-SNE, or None.
 
   Van der Maaten and Hinton 2008, after PCA to 50 axes. The exact method: for
@@ -180,21 +179,21 @@ def _tsne(z):
   return (points - low) / np.maximum(high - low, 1e-12)
 
 
-def _queries(labels):
+def queries(labels):
   """Ten images, of as many classes as there are."""
   known = np.unique(labels[labels >= 0])
   of_class = lambda c: np.flatnonzero(labels == c)
-  chosen = [of_class(known[i])[0] for i in _spread(len(known), _QUERIES)]
-  for i in _spread(len(labels), 2 * _QUERIES):
+  chosen = [of_class(known[i])[0] for i in spread(len(known), _QUERIES)]
+  for i in spread(len(labels), 2 * _QUERIES):
     if len(chosen) < _QUERIES and i not in chosen:
       chosen.append(i)
   return np.array(chosen, int)
 
 
-def _neighbours(z, queries):
-  """[q 1 + k]: each query and its neighbours among unit vectors z [n d]."""
-  similarity = z[queries] @ z.T
-  similarity[np.arange(len(queries)), queries] = np.inf  # itself first
+def nearest(z, chosen):
+  """[q 1 + k]: each chosen and its neighbours among unit vectors z [n d]."""
+  similarity = z[chosen] @ z.T
+  similarity[np.arange(len(chosen)), chosen] = np.inf  # itself first
   k = min(_NEIGHBOURS, len(z) - 1)
   return np.argsort(-similarity, axis=1, kind="stable")[:, : 1 + k]
 
@@ -210,7 +209,7 @@ def _last_attention(encoder, params, x):
   """[b heads gh gw]: where the last block of a ViT looks from what is pooled,
   the class token or the mean of the patches, for views x [b h w c]."""
 
-  @_once
+  @once
   def weights(x):
     _, seen = encoder.apply(
       {"params": params}, x, train=False, mutable=["intermediates"]

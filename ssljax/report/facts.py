@@ -6,16 +6,18 @@ from ssljax.report import charts
 from ssljax.report import markup
 from ssljax.report import record as record_lib
 
-_ROWS = {"": "this encoder", "raw_": "raw pixels", "random_": "random encoder"}
+_ROWS = {"": "this encoder", "raw_": "raw input", "random_": "random encoder"}
 _PROTOCOLS = {"knn": "kNN", "linear": "linear probe"}
 _TITLES = {
   "knn": "kNN accuracy",
   "grad_norm": "gradient norm",
   "images_per_s": "images per second",
+  "tokens_per_s": "tokens per second",
 }
 _NOT_CURVES = ("train_s", "step_s")
-_LINEAR = ("learning_rate", "images_per_s")
-_FIRST, _LAST = ("loss", "knn"), ("learning_rate", "grad_norm", "images_per_s")
+_RATES = ("images_per_s", "tokens_per_s")
+_LINEAR = ("learning_rate", *_RATES)
+_FIRST, _LAST = ("loss", "knn"), ("learning_rate", "grad_norm", *_RATES)
 
 
 def lead(record: record_lib.Record) -> markup.Html:
@@ -81,17 +83,60 @@ def evaluation(record: record_lib.Record) -> markup.Html:
         title=protocols[name],
       )
     )
-  where = f"Accuracy on {measured.get('dataset')} after step "
+  where = f"On {measured.get('dataset')} after step "
   return markup.join(
     markup.tag("div", parts, class_="protocols"),
+    _held_out(measured),
+    _finetuned(measured.get("finetune")),
     markup.tag("p", where, measured["step"], ".", class_="note"),
+  )
+
+
+def _held_out(measured):
+  """The held-out loss and what goes with it."""
+  rows = [
+    [key.removeprefix("test_").replace("_", " "), f"{value:.4g}"]
+    for key, value in measured.items()
+    if key.startswith("test_") and record_lib.is_number(value)
+  ]
+  if not rows:
+    return None
+  return markup.tag(
+    "div", markup.tag("h3", "Held out"), markup.table(None, rows)
+  )
+
+
+def _finetuned(found):
+  """Accuracies by the part of the labels, beside their floors."""
+  if not isinstance(found, dict):
+    return None
+  accuracy = lambda row, name: (
+    f"{row[name + 'accuracy']:.4f}"
+    + (f" ± {row[name + 'spread']:.4f}" if name + "spread" in row else "")
+  )
+  rows = [
+    [
+      f"{float(part):.0%}",
+      f"{row['labels']:,}",
+      accuracy(row, ""),
+      accuracy(row, "scratch_"),
+      f"{row['raw_linear']:.4f}",
+    ]
+    for part, row in found.items()
+  ]
+  head = ["", "labels", "fine-tuned", "from scratch", "raw input, linear"]
+  return markup.tag(
+    "div", markup.tag("h3", "Fine-tuning"), markup.table(head, rows)
   )
 
 
 def _verdict(values):
   """How far above or below the floors, in points of a hundred."""
   said = []
-  for key, name in (("random_", "the random encoder"), ("raw_", "raw pixels")):
+  for key, name in (
+    ("random_", "the random encoder"),
+    ("raw_", "the raw input"),
+  ):
     if key in values:
       points = 100 * (values[""] - values[key])
       up = points > 0
@@ -184,14 +229,15 @@ def _speed(record):
   get = lambda name: record_lib.last(rows, name)
   steps, step_s, train_s = get("step"), get("step_s"), get("train_s")
   facts = {}
-  if get("images_per_s"):
-    facts["images per second"] = f"{get('images_per_s'):,.0f}"
+  for rate in _RATES:
+    if get(rate):
+      facts[_TITLES[rate]] = f"{get(rate):,.0f}"
   if step_s:
     facts["a step"] = seconds(step_s)
   if train_s:
     facts["training"] = seconds(train_s)
     if steps and batch:
-      facts["images seen"] = f"{steps * batch:,}"
+      facts["examples seen"] = f"{steps * batch:,}"
   if step_s and train_s and steps:
     facts["goodput"] = f"{min(1, steps * step_s / train_s):.0%} of training"
   first = rows[0] if rows else {}

@@ -2,11 +2,13 @@
 
 import math
 
-from ssljax.report import arrays as arrays_lib
+from ssljax import evaluate
+from ssljax.report import arrays
 from ssljax.report import facts
 from ssljax.report import markup
 from ssljax.report import pictures
 from ssljax.report import record as record_lib
+from ssljax.report import words
 from ssljax.report.style import CSS
 
 # Nothing is fetched, whatever the page holds.
@@ -14,16 +16,14 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SIDE = 128  # pixels of a picture, at most, on a page of one run or two
 
 
-def page(
-  records: list[record_lib.Record], arrays: list[arrays_lib.Arrays]
-) -> str:
-  """The HTML of a page about some runs."""
+def page(records: list[record_lib.Record], shown: list) -> str:
+  """The HTML of a page about some runs, given what `seen` gave of each."""
   names = ", ".join(record.name for record in records)
   body = markup.tag(
     "main",
-    _top(records, arrays),
+    _top(records, shown),
     _section("Curves", facts.curves(records)),
-    _pictures(records, arrays),
+    _pictures(records, shown),
     _section("Speed", facts.speed(records)),
     _section("Differences of the configs", facts.differences(records)),
     _section(
@@ -50,16 +50,16 @@ def page(
   return f"<!doctype html>\n{html}\n"
 
 
-def _top(records, arrays):
+def _top(records, shown):
   if len(records) == 1:
-    (record,), (seen,) = records, arrays
+    (record,), (one,) = records, shown
     return markup.join(
       markup.tag("h1", _breakable(record.name)),
       facts.lead(record),
       markup.tag("div", facts.evaluation(record), class_="card"),
       markup.tag(
         "p",
-        f"Pictures below: the checkpoint of step {seen.step}.",
+        f"Pictures below: the checkpoint of step {one.step}.",
         class_="note",
       ),
     )
@@ -98,37 +98,29 @@ def _section(title, *content):
   )
 
 
-def _pictures(records, arrays):
+# By modality: what is seen of a run, and its sections.
+_SEEN = {"image": arrays.of, "text": words.of}
+_SECTIONS = {arrays.Arrays: pictures.sections, words.Words: words.sections}
+
+
+def seen(workdir: str):
+  """What the pictures need of a run's last checkpoint.
+
+  Raises:
+    UserError: no such run, checkpoint or dataset.
+  """
+  run, state = evaluate.restore(workdir)
+  return _SEEN[run.source.modality](run, state)
+
+
+def _pictures(records, shown):
   # A page of many runs has smaller pictures, so that its size stays.
   side = int(_SIDE * min(1, math.sqrt(2 / len(records))))
-  kinds = {
-    "Augmented views": lambda a: (
-      pictures.view_note(a),
-      pictures.views(a, side),
-    ),
-    "Map of the embeddings": lambda a: (
-      pictures.map_note(a),
-      pictures.embedding_map(a),
-    ),
-    "Nearest neighbours": lambda a: (
-      pictures.neighbour_note(a),
-      pictures.neighbours(a, side),
-    ),
-  }
-  for name in dict.fromkeys(name for a in arrays for name in a.shown):
-    kinds[name.replace("_", " ").capitalize()] = lambda a, name=name: (
-      (pictures.shown_note(a.shown[name]), pictures.shown(a.shown[name], side))
-      if name in a.shown
-      else None
-    )
-  kinds["Attention"] = lambda a: (
-    (pictures.attention_note(a), pictures.attention(a, side))
-    if a.attention
-    else None
-  )
+  sections = [_SECTIONS[type(s)](s, side) for s in shown]
+  titles = dict.fromkeys(title for s in sections for title in s)
   return [
-    _section(title, _side_by_side(records, [of(a) for a in arrays]))
-    for title, of in kinds.items()
+    _section(title, _side_by_side(records, [s.get(title) for s in sections]))
+    for title in titles
   ]
 
 

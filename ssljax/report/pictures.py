@@ -46,6 +46,21 @@ def _picture(image, side, said, class_=""):
   )
 
 
+def sections(seen: arrays.Arrays, side: int) -> dict[str, tuple]:
+  """(note, content) by title; content may be None."""
+  found = {
+    "Augmented views": (view_note(seen), views(seen, side)),
+    "Map of the embeddings": (map_note(seen), embedding_map(seen)),
+    "Nearest neighbours": (neighbour_note(seen), neighbours(seen, side)),
+  }
+  for name, images in seen.shown.items():
+    title = name.replace("_", " ").capitalize()
+    found[title] = shown_note(images), shown(images, side)
+  if seen.attention:
+    found["Attention"] = attention_note(seen), attention(seen, side)
+  return found
+
+
 def _stacks(columns):
   """Columns of pictures, side by side."""
   return markup.tag(
@@ -82,23 +97,25 @@ def view_note(seen: arrays.Arrays) -> str:
 
 
 def embedding_map(seen: arrays.Arrays) -> markup.Html | None:
-  """The map, with a legend where the classes are few."""
+  """The map with thumbnails."""
   if seen.points is None:
     return None
-  labels = seen.labels[seen.mapped]
   address_of = lambda i: address(seen.images[seen.mapped[i]], 32)
+  return mapped(seen, {i: address_of(i) for i in _apart(seen.points)})
+
+
+def mapped(seen, thumbnails) -> markup.Html:
+  """A map of labelled points, with a legend where the classes are few."""
+  labels = seen.labels[seen.mapped]
   drawing = charts.scatter(
-    seen.points,
-    labels,
-    lambda label: _class(seen, label),
-    {i: address_of(i) for i in _apart(seen.points)},
+    seen.points, labels, lambda label: class_of(seen, label), thumbnails
   )
   known = np.unique(labels[labels >= 0])
   legend = [
     markup.tag(
       "span",
       markup.tag("i", style=f"background:{charts.colour(int(label))}"),
-      _class(seen, label),
+      class_of(seen, label),
     )
     for label in known
   ]
@@ -111,14 +128,14 @@ def embedding_map(seen: arrays.Arrays) -> markup.Html | None:
   )
 
 
-def map_note(seen: arrays.Arrays) -> str:
+def map_note(seen) -> str:
   if seen.points is None:
     return (
       "All embeddings are the same, or there are too few: there is nothing to "
       "map. Where there are many, the representation has collapsed."
     )
   return (
-    f"{len(seen.points)} images of the split {seen.split}, close where the "
+    f"{len(seen.points)} examples of the split {seen.split}, close where the "
     "encoder finds them alike (t-SNE). Distances between groups mean little."
   )
 
@@ -140,12 +157,12 @@ def neighbours(seen: arrays.Arrays, side: int) -> markup.Html:
   """Cards: an image, and those nearest to it."""
   cards, side = [], side * 5 // 8  # of all pictures the smallest on the page
   for query, *others in seen.neighbours:
-    name, label = _class(seen, seen.labels[query]), seen.labels[query]
+    name, label = class_of(seen, seen.labels[query]), seen.labels[query]
     same = seen.labels[others] == label
     found = f"{same.sum()} of {len(others)}" if label >= 0 else None
     frames = np.where(same, "same", "other") if label >= 0 else [""] * len(same)
     pictures = [
-      _picture(seen.images[i], side, _class(seen, seen.labels[i]), frame)
+      _picture(seen.images[i], side, class_of(seen, seen.labels[i]), frame)
       for i, frame in zip(others, frames)
     ]
     head = [
@@ -228,7 +245,7 @@ def _heat(image, weights):
   return np.round(0.75 * heat + 0.25 * grey).astype(np.uint8)
 
 
-def _class(seen, label):
+def class_of(seen, label):
   if label < 0:
     return "no label"
   return seen.class_names[label] if seen.class_names else f"class {label}"

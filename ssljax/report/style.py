@@ -33,6 +33,7 @@ h1 {
 h2 { font-size: 1.2rem; margin: 56px 0 4px; letter-spacing: -.01em; }
 h3 { font-size: 1rem; margin: 0 0 4px; }
 p { margin: 0 0 12px; }
+.text{max-width:70ch;line-height:1.5;margin:.6em 0}
 .note, small, footer { color: var(--soft); font-size: .875rem; }
 .note { max-width: 68ch; margin-bottom: 16px; }
 .run { margin: 20px 0 12px; }

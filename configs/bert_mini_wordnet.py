@@ -1,0 +1,45 @@
+"""BERT-mini on WordNet's glosses, 4 blocks of width 256, packed into rows.
+
+  ssljax train --config=configs/bert_mini_wordnet.py --workdir=W
+  ssljax evaluate --workdir=W --fractions=0.01,0.1 --seeds=5
+
+Not yet reproduced.
+"""
+
+from ssljax import config as config_lib
+
+
+def get_config(arg=None):
+  """Variants: `quick`."""
+  config = config_lib.base("text")
+  config.batch_size = 64
+  config.epochs = 10.0
+  config.data.update(
+    name="wordnet_glosses",
+    tokenizer="bert",
+    vocab=8192,
+    rows="packed",
+    length=128,
+    label_length=32,
+  )
+  config.augment = dict(name="mlm")
+  config.encoder = dict(
+    name="bert", variant="mini", vocab=8192, positions=128, dropout=0.0
+  )
+  config.method = dict(name="bert")
+  config.optimizer = dict(
+    name="adamw",
+    learning_rate=1e-3,
+    b2=0.98,
+    weight_decay=0.01,
+    decay_exclude=("1d",),
+    clip_global_norm=1.0,
+  )
+  config.schedule = dict(name="linear", warmup_epochs=0.5)
+  config.eval.update(
+    train_split="train",
+    test_split="test",
+    last=False,
+    protocols=("loss", "knn", "linear", "finetune"),
+  )
+  return config_lib.finish(config, arg)

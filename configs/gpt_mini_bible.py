@@ -1,0 +1,41 @@
+"""A small GPT-2 on the Bible: 4 blocks of width 256, 4,096 tokens.
+
+  ssljax train --config=configs/gpt_mini_bible.py --workdir=W
+  ssljax evaluate --workdir=W
+  ssljax generate --workdir=W --prompt="In the beginning"
+
+Not yet reproduced.
+"""
+
+from ssljax import config as config_lib
+
+
+def get_config(arg=None):
+  """Variants: `quick`."""
+  config = config_lib.base("text")
+  config.batch_size = 16
+  config.epochs = 5.0
+  config.data.update(
+    name="bible", tokenizer="gpt", vocab=4096, rows="joined", length=257
+  )
+  config.encoder = dict(
+    name="gpt",
+    variant="mini",
+    vocab=4096,
+    positions=512,
+    dropout=0.0,
+  )
+  config.method = dict(name="gpt")
+  config.optimizer = dict(
+    name="adamw",
+    learning_rate=2e-3,
+    b2=0.95,
+    weight_decay=0.1,
+    decay_exclude=("1d",),
+    clip_global_norm=1.0,
+  )
+  config.schedule = dict(name="cosine", warmup_epochs=0.2)
+  config.eval.update(
+    train_split="", test_split="test", last=False, protocols=("loss",)
+  )
+  return config_lib.finish(config, arg)

@@ -1,0 +1,351 @@
+"""Sources of text: documents of TFDS or of a folder, as rows of tokens.
+
+Everything is held in memory as tokens. What an example is, one document, a
+piece of several, or a pair, is said by `rows`.
+"""
+
+import json
+import os
+from importlib import resources
+
+import numpy as np
+from absl import logging
+
+from ssljax import errors
+from ssljax.data import sources
+from ssljax.data import tokens
+
+_SUFFIXES = (".txt", ".jsonl")
+_STEP = 16  # rows that are read to be evaluated are multiples of it long
+
+
+class TextSource(sources.Source):
+  """Rows of tokens; see `tokens.Rows` for their arrays.
+
+  Args:
+    rows: of the documents.
+    name: for messages.
+    tokenizer: that made them.
+    tokens_per_byte: of the documents, each one's end a token and a byte.
+    labels: int [n], or None.
+    num_classes: of the labels.
+    texts: the documents, where each is a row, else None.
+
+  Attributes:
+    tokenizer: as given.
+    texts: as given.
+    tokens_per_byte: as given.
+  """
+
+  modality = "text"
+  unit = "tokens"
+
+  def __init__(
+    self,
+    rows: tokens.Rows,
+    *,
+    name: str,
+    tokenizer: tokens.Tokenizer,
+    tokens_per_byte: float,
+    labels=None,
+    num_classes=None,
+    texts=None,
+  ):
+    self._arrays = dict(rows.arrays)
+    n = len(self._arrays["tokens"])
+    self._arrays["index"] = np.arange(n, dtype=np.int32)
+    self._lengths = self._arrays["mask"].sum(axis=1)
+    self.per_example = float(self._lengths.mean()) if n else 0.0
+    self.name, self.tokenizer, self.texts = name, tokenizer, texts
+    self.tokens_per_byte = tokens_per_byte
+    self.files = {"tokenizer": tokenizer.to_json()}
+    self.num_classes = None
+    self._trims = labels is not None
+    if labels is not None:
+      self._arrays["label"] = np.asarray(labels, np.int32)
+      self.num_classes = num_classes or int(np.max(labels)) + 1
+
+  @property
+  def example(self):
+    return {
+      k: (v.shape[1:], v.dtype)
+      for k, v in self._arrays.items()
+      if k not in ("index", "label")
+    }
+
+  @property
+  def like(self):
+    return {}
+
+  def __len__(self):
+    return len(self._arrays["tokens"])
+
+  def check(self, encoder):
+    t, vocab = self._arrays["tokens"].shape[1], self.tokenizer.vocab
+    if vocab > encoder.vocab:
+      raise errors.UserError(
+        f"the tokenizer has {vocab} tokens, more than the encoder: give "
+        f"--config.encoder.vocab={vocab} or more"
+      )
+    if t > encoder.positions:
+      raise errors.UserError(
+        f"rows of {t} tokens, but config.encoder.positions="
+        f"{encoder.positions}: give a lower --config.data.length"
+      )
+
+  def order(self):
+    return np.argsort(self._lengths, kind="stable")
+
+  def read(self, indices):
+    """Labelled rows are cut behind the longest that is read."""
+    batch = {k: v[indices] for k, v in self._arrays.items()}
+    if self._trims:
+      longest = -(-int(self._lengths[indices].max()) // _STEP) * _STEP
+      for key in self.example:
+        if batch[key].ndim == 2:
+          batch[key] = batch[key][:, :longest]
+    return batch
+
+  def decode(self, i) -> str:
+    """A row as text."""
+    row = self._arrays["tokens"][i][: self._lengths[i]]
+    return self.tokenizer.decode(row, special=False)
+
+
+def make(
+  name: str,
+  *,
+  split: str,
+  tokenizer: str,
+  vocab: int | None = None,
+  rows: str = "one",
+  length: int = 128,
+  label_length: int | None = None,
+  feature: str = "text",
+  labels: bool = False,
+  data_dir: str | None = None,
+) -> TextSource:
+  """Opens a source.
+
+  Args:
+    name: a TFDS name, prepared where it is missing; "folder:PATH", with .txt
+      files, a document each, and .jsonl files, a document a line; or
+      "descriptions", the paragraphs of scikit-learn's descriptions of its
+      datasets, the class being the dataset, of which every fifth is for test.
+    split: of TFDS, slices included; of a folder, a subfolder, or "all".
+    tokenizer: a tokenizer.json; or "bert", "roberta" or "gpt" for one that is
+      trained on the split "train" (of a folder, on `split`) and kept beside the
+      data.
+    vocab: of a tokenizer that is trained.
+    rows: "one" document a row; "packed", several in a row that do not see each
+      other; "joined", all as one text; or "pairs", with the next-sentence task.
+    length: tokens a row.
+    label_length: where there are labels, documents are cut to so many; None is
+      `length`.
+    feature: of the TFDS dataset, or key of the lines, that holds the text.
+    labels: whether batches have `label`; each document is then a row.
+    data_dir: TFDS' root.
+
+  Raises:
+    UserError: no such dataset, split, folder or file; an empty file; a
+      tokenizer that lacks what the rows need.
+  """
+  if not name:
+    raise errors.UserError("data.name is not given: a TFDS name or folder:PATH")
+  documents = _open(name, split, feature, data_dir)
+  sources.check(documents, name, split, labels=labels)
+  texts = documents.texts
+  if documents.broken:
+    logging.warning(
+      "%s: %d documents are not UTF-8; what is wrong was replaced",
+      name,
+      documents.broken,
+    )
+  coder = tokenizer_of(name, tokenizer, vocab, feature, data_dir, documents)
+  encoded = coder.encode(texts)
+  made = _rows(
+    "one" if labels else rows,
+    encoded,
+    (label_length or length) if labels else length,
+    coder,
+  )
+  if made.cut:
+    logging.warning(
+      "%s/%s: %d of %d documents are longer than a row and lost their ends",
+      name,
+      split,
+      made.cut,
+      len(texts),
+    )
+  total = sum(map(len, encoded)) + len(texts)
+  return TextSource(
+    made,
+    name=name,
+    tokenizer=coder,
+    tokens_per_byte=total / (sum(len(t.encode()) + 1 for t in texts)),
+    labels=documents.labels if labels else None,
+    num_classes=documents.num_classes,
+    texts=texts if labels or rows == "one" else None,
+  )
+
+
+def tokenizer_of(
+  name: str,
+  tokenizer: str,
+  vocab: int | None = None,
+  feature: str = "text",
+  data_dir: str | None = None,
+  documents=None,
+) -> tokens.Tokenizer:
+  """The tokenizer of a dataset: read, or trained and kept beside the data.
+
+  Args:
+    name, tokenizer, vocab, feature, data_dir: as for `make`.
+    documents: of a folder, to train on.
+  """
+  if tokenizer.endswith(".json"):
+    return tokens.load(tokenizer)
+  if not vocab:
+    raise errors.UserError(
+      f"data.tokenizer={tokenizer!r} is trained: give data.vocab as well, or a "
+      "tokenizer.json"
+    )
+  folder = _folder_of(name, data_dir)
+  path = os.path.join(folder or "", f"tokenizer-{tokenizer}-{vocab}.json")
+  if folder and os.path.exists(path):
+    return tokens.load(path)
+  if documents is None or not name.startswith("folder:"):
+    documents = _open(name, "train", feature, data_dir)
+  made = tokens.train(documents.texts, kind=tokenizer, vocab=vocab)
+  if folder is None:
+    return made
+  draft = f"{path}.{os.getpid()}"
+  try:
+    with open(draft, "w") as f:
+      f.write(made.to_json())
+    os.replace(draft, path)
+  except OSError as e:
+    raise errors.UserError(
+      f"the tokenizer cannot be kept at {path} ({e.strerror}): make the folder "
+      "writable, or give data.tokenizer=FILE.json"
+    ) from e
+  return made
+
+
+def _folder_of(name, data_dir):
+  """Where the data lies; None if in a package."""
+  if name == "descriptions":
+    return None
+  if name.startswith("folder:"):
+    return name.removeprefix("folder:")
+  from ssljax.data import prepare  # TFDS is imported where it is used
+
+  return prepare.prepare(name, data_dir=data_dir)
+
+
+def _open(name, split, feature, data_dir):
+  if name == "descriptions":
+    return _Descriptions(split)
+  if name.startswith("folder:"):
+    return _Files(name.removeprefix("folder:"), split, feature)
+  return _Tfds(name, split, feature, data_dir)
+
+
+class _Documents:
+  """`texts`, `labels` (-1 is unknown), `num_classes`, and `broken`: how many
+  texts were not UTF-8."""
+
+  def __init__(self, num_classes):
+    self.texts, self.labels, self.broken = [], [], 0
+    self.num_classes = num_classes
+
+  def __len__(self):
+    return len(self.texts)
+
+  def _add(self, data, label):
+    text = data.decode("utf-8", errors="replace")
+    self.broken += text.encode() != data
+    self.texts.append(text)
+    self.labels.append(label)
+
+
+class _Tfds(_Documents):
+  """The texts of a TFDS dataset."""
+
+  def __init__(self, name, split, feature, data_dir):
+    from ssljax.data import tfds_records
+
+    records = tfds_records.Records(name, split, data_dir, feature)
+    super().__init__(records.num_classes)
+    for data, label in records.parsed(range(len(records)), feature):
+      self._add(data, label)
+
+
+class _Descriptions(_Documents):
+  """Paragraphs of the descriptions that scikit-learn ships."""
+
+  def __init__(self, split):
+    if split not in ("train", "test"):
+      raise errors.UserError(
+        f"descriptions has no split {split!r}: train or test"
+      )
+    folder = resources.files("sklearn.datasets.descr")
+    files = sorted(f for f in folder.iterdir() if f.name.endswith(".rst"))
+    super().__init__(len(files))
+    for label, file in enumerate(files):
+      paragraphs = file.read_text("utf-8").split("\n\n")
+      for i, text in enumerate(p for p in paragraphs if len(p) > 20):
+        if (i % 5 == 4) == (split == "test"):
+          self._add(text.encode(), label)
+
+
+class _Files(_Documents):
+  """The texts of a folder; classes are its subfolders, or "label" of lines."""
+
+  def __init__(self, path, split, key):
+    folder = sources.Folder(path, split, _SUFFIXES, "texts")
+    super().__init__(folder.num_classes)
+    for file in folder.paths:
+      with open(file, "rb") as f:
+        data = f.read()
+      if not data.strip():
+        raise errors.UserError(f"{file} is empty: fill or remove it")
+      if file.endswith(".txt"):
+        self._add(data, folder.label(file))
+        continue
+      for number, line in enumerate(data.splitlines()):
+        if line.strip():
+          self._add_line(f"{file}:{number + 1}", line, key, folder.label(file))
+    if max(self.labels) >= (self.num_classes or 0):
+      self.num_classes = max(self.labels) + 1
+
+  def _add_line(self, place, line, key, label):
+    try:
+      row = json.loads(line.decode("utf-8", errors="replace"))
+      text, label = row[key], int(row.get("label", label))
+      self._add(text.encode(), label)
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+      raise errors.UserError(
+        f"{place} is no JSON object with a text {key!r} ({e}): mend it, or "
+        "give --config.data.feature=KEY"
+      ) from e
+
+
+def _rows(kind, documents, length, coder):
+  pad = 0 if coder.pad is None else coder.pad
+  start, end = coder.start, coder.end
+  if kind == "one":
+    return tokens.one_a_row(documents, length, pad=pad, start=start, end=end)
+  if kind == "packed":
+    return tokens.packed(documents, length, pad=pad, start=start, end=end)
+  if end is None or (kind == "pairs" and start is None):
+    raise errors.UserError(
+      f"data.rows={kind!r} needs a tokenizer with tokens for start and end"
+    )
+  if kind == "joined":
+    return tokens.joined(documents, length, pad=pad, end=end)
+  if kind == "pairs":
+    return tokens.pairs(documents, length, pad=pad, start=start, end=end)
+  raise errors.UserError(
+    f"unknown data.rows={kind!r}: choose one, packed, joined or pairs"
+  )
