@@ -19,6 +19,7 @@ from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
 from ssljax import layouts
+from ssljax import layouts_text
 from ssljax import run as run_lib
 from ssljax import train
 from ssljax.models import vit
@@ -29,8 +30,9 @@ _TORCH = (".pth", ".pt", ".bin")
 def import_weights(config, workdir: str, *, weights: str, layout: str) -> dict:
   """Makes a workdir whose encoder, at step 0, is that of a file.
 
-  A momentum teacher's encoder becomes the same; all else is fresh, drawn from
-  the config's seed.
+  A momentum teacher's encoder becomes the same, and so do the heads of a
+  language model where the file has them; all else is fresh, drawn from the
+  config's seed. A config.json beside the file must fit as well.
 
   Args:
     config: of the run, with the encoder that the weights are for.
@@ -41,8 +43,9 @@ def import_weights(config, workdir: str, *, weights: str, layout: str) -> dict:
   Returns:
     `weights` and `parameters`, how many were taken; `dropped`, the names of
     those that were not; `largest_difference` between the file and the
-    checkpoint, read again and written in the layout; `positions_difference`,
-    between the file's positions and ours where ours are fixed.
+    checkpoint, read again and written in the layout; of images
+    `positions_difference`, between the file's positions and ours where ours are
+    fixed; of text `kept`, what of the method the file lacks and is fresh.
 
   Raises:
     UserError: a file that cannot be read or does not fit, or a workdir in use.
@@ -55,30 +58,25 @@ def import_weights(config, workdir: str, *, weights: str, layout: str) -> dict:
   encoder = run_lib.make_encoder(config)
   spec = layouts.get(layout, encoder)
   arrays = read_file(weights, top=spec.top)
+  if layouts_text.fits(encoder):
+    _check_config(encoder, weights)
   run = run_lib.build(config)
   state = run_lib.init_state(run)
-  params, stats, used, dropped, positions = layouts.read(
-    spec,
-    encoder,
-    arrays,
-    *_encoder_of(state),
-    file=weights,
-    grid=_grid(run, encoder),
-  )
-  if dropped:
-    logging.warning("not the encoder's, dropped: %s", ", ".join(dropped))
-  _save(run, _with_encoder(state, params, stats), workdir)
+  params, stats, used, told = _read(spec, run, arrays, state, file=weights)
+  for what, names in (
+    ("not the run's, dropped", told["dropped"]),
+    ("not in the file, fresh", told.get("kept")),
+  ):
+    if names:
+      logging.warning("%s: %s", what, ", ".join(names))
+  _save(run, _with(state, params, stats), workdir)
   _, stored = evaluate.restore(workdir)
-  written = layouts.write(
-    spec, encoder, *_encoder_of(stored), grid=_grid(run, encoder)
-  )
   return {
     "workdir": workdir,
     "weights": len(used),
     "parameters": sum(x.size for x in used.values()),
-    "dropped": dropped,
-    "largest_difference": _difference(used, written),
-    "positions_difference": positions,
+    "largest_difference": _difference(used, _write(spec, run, stored)),
+    **told,
   }
 
 
@@ -92,8 +90,10 @@ def export(
 ) -> dict:
   """Writes a run's encoder for another library.
 
-  Positions are written also where they are fixed, for the size of the run's
-  images.
+  Of an encoder of images positions are written also where they are fixed, for
+  the size of the run's images. With that of a language model go its heads, and
+  a config.json beside a .safetensors file: as DIRECTORY/model.safetensors,
+  transformers' `from_pretrained(DIRECTORY)` loads it.
 
   Args:
     workdir: of the run.
@@ -115,20 +115,20 @@ def export(
   run, state = evaluate.restore(workdir, step)
   encoder = run_lib.make_encoder(run.config)
   spec = layouts.get(layout, encoder)
-  grid = _grid(run, encoder)
-  ours = jax.tree.map(np.asarray, _encoder_of(state, network))
-  arrays = layouts.write(spec, encoder, *ours, grid=grid)
+  arrays = _write(spec, run, state, network)
+  if layouts_text.fits(encoder) and out.endswith(".safetensors"):
+    params, _ = _networks(state, network)
+    _write_config(layouts_text.config_of(encoder, params), out)
   write_file(out, arrays)
-  params, stats, *_ = layouts.read(
-    spec, encoder, read_file(out), *ours, file=out, grid=grid
-  )
+  ours = jax.tree.map(np.asarray, _networks(state, network))
+  again = _read(spec, run, read_file(out), state, network, file=out)[:2]
   leaves = lambda tree: dict(enumerate(jax.tree.leaves(tree)))
   return {
     "out": out,
     "step": int(state.step),
     "weights": len(arrays),
     "parameters": sum(x.size for x in arrays.values()),
-    "largest_difference": _difference(leaves(ours), leaves((params, stats))),
+    "largest_difference": _difference(leaves(ours), leaves(again)),
   }
 
 
@@ -244,6 +244,43 @@ def write_file(path: str, arrays: dict) -> None:
     raise errors.UserError(f"cannot write --out={path}: {e.strerror}") from e
 
 
+def _check_config(encoder, weights):
+  """Compares a config.json beside the weights, where there is one."""
+  path = _config_beside(weights)
+  if os.path.exists(path):
+    layouts_text.check_config(encoder, _read_json(path), path)
+
+
+def _write_config(config, out):
+  """Writes a config.json beside `out`, over none but one of the same model."""
+  path = _config_beside(out)
+  if os.path.exists(path):
+    if _read_json(path).get("model_type") != config["model_type"]:
+      raise errors.UserError(
+        f"{path} is another's, and a config.json has to lie beside the "
+        "weights: give --out=F in a folder of its own"
+      )
+  try:
+    with open(path, "w") as f:
+      json.dump(config, f, indent=2)
+  except OSError as e:
+    raise errors.UserError(f"cannot write {path}: {e.strerror}") from e
+
+
+def _config_beside(weights):
+  return os.path.join(os.path.dirname(weights), "config.json")
+
+
+def _read_json(path):
+  try:
+    with open(path) as f:
+      return dict(json.load(f))
+  except (ValueError, TypeError, OSError) as e:
+    raise errors.UserError(
+      f"{path}, beside the weights, is no config ({e}): mend or remove it"
+    ) from e
+
+
 def _save(run, state, workdir):
   """Writes what `train` would have at step 0, what makes it a run last."""
   try:
@@ -262,8 +299,8 @@ def _save(run, state, workdir):
     ) from e
 
 
-def _encoder_of(state, network="encoder"):
-  """Returns (params, batch_stats) of the encoder, or of its teacher's.
+def _networks(state, network="encoder"):
+  """Returns (params, batch_stats) by network, or the teacher's.
 
   Raises:
     UserError: no such network.
@@ -275,28 +312,67 @@ def _encoder_of(state, network="encoder"):
     variables = variables.get("teacher", {})
   if "encoder" not in variables.get("params", {}):
     raise errors.UserError("this method has no teacher: give --network=encoder")
-  return (
-    variables["params"]["encoder"],
-    variables.get("batch_stats", {}).get("encoder", {}),
+  return variables["params"], variables.get("batch_stats", {})
+
+
+def _write(spec, run, state, network="encoder"):
+  """{name: array} of a state in a layout."""
+  encoder = run_lib.make_encoder(run.config)
+  params, stats = _networks(state, network)
+  if layouts_text.fits(encoder):
+    return layouts_text.write(encoder, params)
+  return layouts.write(
+    spec,
+    encoder,
+    params["encoder"],
+    stats.get("encoder", {}),
+    grid=_grid(run, encoder),
   )
 
 
-def _with_encoder(state, params, stats):
-  """The state with another encoder, its momentum teacher's included."""
+def _read(spec, run, arrays, state, network="encoder", *, file):
+  """A layout's arrays in the place of a state's.
 
-  def replace(variables):
-    new = {"params": params, "batch_stats": stats}
-    return {
-      name: {**tree, "encoder": new[name]}
+  Returns (params, batch_stats, used, told): by network, as `_networks` gives
+  them; what was taken; and figures.
+  """
+  encoder = run_lib.make_encoder(run.config)
+  params, stats = _networks(state, network)
+  if layouts_text.fits(encoder):
+    params, used, dropped, kept = layouts_text.read(
+      encoder, arrays, params, file=file
+    )
+    return params, stats, used, {"dropped": dropped, "kept": kept}
+  own, own_stats, used, dropped, positions = layouts.read(
+    spec,
+    encoder,
+    arrays,
+    params["encoder"],
+    stats.get("encoder", {}),
+    file=file,
+    grid=_grid(run, encoder),
+  )
+  params = {**params, "encoder": own}
+  if "encoder" in stats:
+    stats = {**stats, "encoder": own_stats}
+  told = {"dropped": dropped, "positions_difference": positions}
+  return params, stats, used, told
+
+
+def _with(state, params, stats):
+  """The state with other networks; a teacher gets the encoder alone."""
+  new = {"params": params, "batch_stats": stats}
+  method_state = dict(state.method_state)
+  if "batch_stats" in method_state:
+    method_state["batch_stats"] = stats
+  if "teacher" in method_state:
+    method_state["teacher"] = {
+      name: {**tree, "encoder": new[name]["encoder"]}
       if name in new and "encoder" in tree
       else tree
-      for name, tree in variables.items()
+      for name, tree in method_state["teacher"].items()
     }
-
-  changed = replace({"params": state.params, **state.method_state})
-  if "teacher" in changed:
-    changed["teacher"] = replace(changed["teacher"])
-  new = state._replace(params=changed.pop("params"), method_state=changed)
+  new = state._replace(params=params, method_state=method_state)
   # On the devices where the old ones are, each array apart.
   return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), new, state)
 

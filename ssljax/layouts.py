@@ -3,7 +3,7 @@
 An encoder's variables are first a flat dict in torch's shapes, by the names of
 torchvision (ResNets) and timm (ViTs). A layout then renames them, one name to
 one or more, and says what else its files may hold. NumPy alone; nothing but the
-order of numbers changes.
+order of numbers changes. Language models are `layouts_text.py`'s.
 """
 
 import math
@@ -15,6 +15,8 @@ import numpy as np
 from flax import traverse_util
 
 from ssljax import errors
+from ssljax.models import bert
+from ssljax.models import gpt
 from ssljax.models import resnet
 from ssljax.models import vit
 
@@ -95,7 +97,7 @@ LAYOUTS = {
     (vit.ViT,), ignored=r"(head|pre_logits)\..*", class_token=False
   ),
   "huggingface": Layout(
-    (vit.ViT,),
+    (vit.ViT, bert.Bert, gpt.GPT),
     rename=_huggingface,
     prefixes=("vit.",),
     aliases=_TRANSFORMERS_5,
@@ -188,7 +190,7 @@ def read(layout: Layout, encoder, arrays, params, stats, *, file, grid):
     UserError: a weight is missing, unexpected or of another shape, or the
       file's positions are not ours.
   """
-  arrays = _plain_names(layout, arrays, file)
+  arrays = plain_names(arrays, file, layout.prefixes, layout.aliases)
   fixed = getattr(encoder, "pos", None) == "sincos2d"
   place = layout.rename("pos_embed")[0]
   if fixed and place in arrays:
@@ -204,7 +206,7 @@ def read(layout: Layout, encoder, arrays, params, stats, *, file, grid):
     if name not in expected and re.fullmatch(layout.ignored, name)
   ]
   used = {k: v for k, v in arrays.items() if k not in dropped}
-  _require_same_names(expected, used, file)
+  require_same_names(expected, used, file)
   positions = None
   if fixed:
     positions = _compare_positions(used.pop(place), expected[place], file)
@@ -239,13 +241,13 @@ def _torch_entries(encoder, flat, grid):
   return _write_vit(encoder, flat, grid) if is_vit else flat
 
 
-def _plain_names(layout, arrays, file):
-  """Names without prefixes and of one version; floats are float32."""
+def plain_names(arrays, file, prefixes=(), aliases=()):
+  """Names without prefixes and of one version; arrays are float32."""
   plain = {}
   for name, array in arrays.items():
-    while before := [p for p in layout.prefixes if name.startswith(p)]:
+    while before := [p for p in prefixes if name.startswith(p)]:
       name = name.removeprefix(before[0])
-    for pattern, replacement in layout.aliases:
+    for pattern, replacement in aliases:
       name = re.sub(pattern, replacement, name)
     if name in plain:
       raise errors.UserError(
@@ -255,7 +257,8 @@ def _plain_names(layout, arrays, file):
   return plain
 
 
-def _require_same_names(expected, used, file):
+def require_same_names(expected, used, file):
+  """Raises UserError where names or shapes of two dicts of arrays differ."""
   wrong = {
     "missing": sorted(expected.keys() - used.keys()),
     "unexpected": sorted(used.keys() - expected.keys()),
