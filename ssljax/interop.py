@@ -292,6 +292,11 @@ def _save(run, state, workdir):
     checkpoints.save(0, state)
     checkpoints.wait()
     checkpoints.close()
+    for name, text in run.source.files.items():
+      path = run_lib.data_file(workdir, name)
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      with open(path, "w") as f:
+        f.write(text)
     config_lib.save(run.config, os.path.join(workdir, "config.json"))
   except OSError as e:
     raise errors.UserError(
@@ -381,7 +386,7 @@ def _grid(run, encoder):
   """(rows, columns) of the patches in the views that evaluation sees."""
   if not isinstance(encoder, vit.ViT):
     return None
-  _, view = run_lib.make_augments(run.config, run.source.shape)
+  view = run.view_for_eval
   batch = {
     "image": jax.ShapeDtypeStruct((1, *run.source.shape), np.uint8),
     "key": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)),

@@ -19,7 +19,10 @@ from ssljax import errors
 from ssljax import evaluate
 from ssljax import interop
 from ssljax import layouts
+from ssljax import layouts_text
 from ssljax import run as run_lib
+from ssljax.methods import bert as bert_method
+from ssljax.models import bert
 from ssljax.models import resnet
 from ssljax.models import vit
 
@@ -279,3 +282,75 @@ def test_a_teacher_gets_the_weights_too(tmp_path, monkeypatch):
   where = [f"--workdir={workdir}", f"--out={out}", "--layout=mae"]
   assert ssljax("export", "--network=teacher", *where)["step"] == 0
   assert_same(interop.read_file(out), arrays)
+
+
+TEXT = """
+from ssljax import config as config_lib
+
+def get_config(arg=None):
+  config = config_lib.base("text")
+  config.data.update(name="folder:{folder}", tokenizer="bert", vocab=64)
+  config.data.update(split="all", length=8)
+  config.update(batch_size=2, steps=1)
+  config.mesh.data = 1
+  config.augment = dict(name="mlm")
+  config.encoder = dict(
+    name="bert", variant="Mu", vocab=64, positions=16, scan=True
+  )
+  config.method = dict(name="bert")
+  config.optimizer = dict(name="adamw", learning_rate=1e-3)
+  return config_lib.finish(config, arg)
+"""
+
+
+def test_commands_with_a_language_model(tmp_path):
+  for i in range(4):
+    (tmp_path / f"{i}.txt").write_text("a small animal in the house")
+  config = tmp_path / "text.py"
+  config.write_text(TEXT.format(folder=tmp_path))
+  encoder = bert.make(variant="Mu", vocab=64, positions=16)  # blocks apart
+  method = bert_method.make(encoder)
+  batch = {"tokens": jnp.zeros((1, 8), jnp.int32)}
+  params = jax.tree.map(
+    lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype("f"),
+    jax.eval_shape(lambda: method.init(jax.random.key(0), batch)[0]),
+  )
+  arrays = layouts_text.write(encoder, params)
+  more = {"bert.pooler.dense.bias": np.zeros(32, np.float32)}
+  file, workdir = str(tmp_path / "w.safetensors"), str(tmp_path / "run")
+  interop.write_file(file, arrays | more)
+  beside = layouts_text.config_of(encoder, params)
+  (tmp_path / "config.json").write_text(json.dumps(beside | {"vocab_size": 65}))
+  flags = [f"--weights={file}", f"--config={config}", f"--workdir={workdir}"]
+  line = ssljax("import", "--layout=huggingface", *flags, status=2)
+  assert line.endswith(
+    "vocab_size 65 (here 64): give --config.encoder.vocab=65"
+  )
+  assert not os.path.exists(workdir)
+  (tmp_path / "config.json").write_text(json.dumps(beside))
+  assert ssljax("import", "--layout=huggingface", *flags) == {
+    "workdir": workdir,
+    "weights": len(arrays),
+    "parameters": sum(x.size for x in arrays.values()),
+    "dropped": list(more),
+    "kept": [],
+    "largest_difference": 0.0,
+  }
+  run, state = evaluate.restore(workdir)
+  assert_same(state.params["head"], params["head"])
+  block = jax.tree.map(lambda x: x[1], state.params["encoder"]["blocks"])
+  assert_same(block, params["encoder"]["block1"])
+  # The tokenizer is kept, as `train` keeps it.
+  for name in run.source.files:
+    assert os.path.exists(run_lib.data_file(workdir, name))
+
+  where = [f"--workdir={workdir}", "--layout=huggingface"]
+  line = ssljax("export", *where, f"--out={workdir}/w.safetensors", status=2)
+  assert "give --out=F in a folder of its own" in line
+  (tmp_path / "out").mkdir()
+  out = str(tmp_path / "out" / "model.safetensors")
+  figures = ssljax("export", *where, f"--out={out}")
+  assert figures["largest_difference"] == 0.0
+  assert_same(interop.read_file(out), arrays)
+  with open(tmp_path / "out" / "config.json") as f:
+    assert json.load(f) == beside
