@@ -23,7 +23,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def refuse_unknown(what: str, names: Iterable[str], known: Iterable[str]):
   """Raises UserError for the first of `names` that is not among `known`."""
   for name in names:
-    if name not in known:
-      raise UserError(
-        f"{what} has no {name!r}: did you mean {nearest(name, known)!r}?"
-      )
+    if name in known:
+      continue
+    hint = (
+      f": did you mean {nearest(name, known)!r}?"
+      if known
+      else (", nor other options")
+    )
+    raise UserError(f"{what} has no {name!r}{hint}")

@@ -248,3 +248,62 @@ def test_raw_pixels_of_fashion_mnist():
   assert abs(knn.knn(*sets, num_classes=10)["accuracy"] - 0.8447) < 0.0005
   got = linear_probe.linear_probe(*sets, num_classes=10)
   assert abs(got["accuracy"] - 0.846) < 0.003  # L-BFGS, fully converged
+
+
+def test_tfidf_tells_classes_by_their_words():
+  from ssljax.evals import tfidf
+
+  rng = np.random.default_rng(0)
+  words = [f"w{i}" for i in range(40)]
+  y = rng.integers(0, 2, 400)
+  # Each class has 30 of the words, 20 of them with the other.
+  text = lambda c: " ".join(rng.choice(words[10 * c : 10 * c + 30], 12))
+  texts = [text(c) for c in y]
+  found = tfidf.tfidf(texts[:300], y[:300], texts[300:], y[300:])
+  assert found["knn"]["accuracy"] > 0.85
+  assert found["linear"]["accuracy"] > 0.95
+  shuffled = rng.permutation(y[:300])
+  chance = tfidf.tfidf(texts[:300], shuffled, texts[300:], y[300:])
+  assert 0.3 < chance["linear"]["accuracy"] < 0.7
+  with pytest.raises(errors.UserError, match="no words in common"):
+    tfidf.tfidf(["a1", "b2"], y[:2], ["c"], y[:1])
+
+
+def test_fine_tuning_learns_what_its_start_cannot_tell():
+  from ssljax.data import sources
+  from ssljax.evals import finetune
+
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 255, (400, 2, 2, 1)).astype(np.uint8)
+  label = (image.reshape(400, 4)[:, 0] > 127).astype(np.int32)
+  source = sources.ArraySource({"image": image, "label": label})
+  part = lambda a, b: sources.Part(source, np.arange(a, b))
+  embed = lambda params, batch: {
+    "pooled": (batch["image"].reshape(-1, 4) / 8 - 16) @ params["w"]
+  }
+  run = lambda params: finetune.finetune(
+    embed,
+    params,
+    part(0, 300),
+    np.arange(200),
+    part(300, 400),
+    num_classes=2,
+    seeds=2,
+  )
+  blind = {"w": jnp.zeros((4, 3)).at[1, 0].set(1.0)}  # sees another pixel
+  found = run(blind)
+  assert len(found["accuracies"]) == 2 and found["rate"] in (3e-4, 1e-3)
+  seeing = run({"w": jnp.eye(4)})
+  assert min(seeing["accuracies"]) > 0.75
+  assert max(found["accuracies"]) < min(seeing["accuracies"])
+
+
+def test_a_part_of_the_labels():
+  from ssljax.evals import finetune
+
+  labels = np.arange(500)
+  places = finetune.subset(labels, 0.1)
+  assert len(set(places)) == 50 and (np.diff(places) > 0).all()
+  np.testing.assert_array_equal(places, finetune.subset(labels, 0.1))
+  with pytest.raises(errors.UserError, match="give one in"):
+    finetune.subset(labels, 0.01)

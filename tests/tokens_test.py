@@ -35,6 +35,27 @@ def test_a_tokenizer_learns_and_is_stored(kind, tmp_path):
   assert fields == expected[kind]
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt"])
+def test_training_is_deterministic(kind):
+  # Many words that are as frequent as others, so that ties are broken.
+  rng = np.random.default_rng(0)
+  word = lambda: "".join(chr(97 + c) for c in rng.integers(0, 6, 5))
+  texts = [" ".join(word() for _ in range(8)) for _ in range(60)]
+  one, *others = [
+    tokens.train(texts, kind=kind, vocab=330).to_json() for _ in range(4)
+  ]
+  assert all(other == one for other in others)
+
+
+def test_word_pieces_are_those_of_the_frequent_pairs():
+  texts = ["abab ab abab cb"] * 5
+  pieces = ["a", "c", "##a", "##b", "ab", "##ab", "abab"]
+  tokenizer = tokens.train(texts, kind="bert", vocab=5 + len(pieces))
+  (ids,) = tokenizer.encode(["abab ababab cb ca"])
+  names = [tokenizer.decode([i]) for i in ids]
+  assert names == ["abab", "abab", "##ab", "c", "##b", "c", "##a"]
+
+
 @pytest.mark.parametrize("kind", ["roberta", "gpt"])
 def test_bytes_come_back_whatever_they_are(kind):
   tokenizer = tokens.train(TEXTS, kind=kind, vocab=300)

@@ -82,11 +82,14 @@ def load(path: str) -> Tokenizer:
     UserError: it is not there, or not one.
   """
   try:
-    return Tokenizer(_library().Tokenizer.from_file(path))
+    tokenizer = _library().Tokenizer.from_file(path)
   except Exception as e:  # the library raises Exception itself
     raise errors.UserError(
       f"no tokenizer in {path!r} ({e}): give a tokenizer.json"
     ) from e
+  tokenizer.no_padding()  # which some files ask for; rows are made here
+  tokenizer.no_truncation()
+  return Tokenizer(tokenizer)
 
 
 def train(texts: Iterable[str], *, kind: str, vocab: int) -> Tokenizer:
@@ -113,26 +116,71 @@ def train(texts: Iterable[str], *, kind: str, vocab: int) -> Tokenizer:
       f"{least}"
     )
   if kind == "bert":
-    tokenizer = library.Tokenizer(library.models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = library.decoders.WordPiece()
-    trainer = library.trainers.WordPieceTrainer(
-      vocab_size=vocab, special_tokens=special, show_progress=False
-    )
-  else:
-    byte_level = library.pre_tokenizers.ByteLevel
-    tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
-    tokenizer.decoder = library.decoders.ByteLevel()
-    trainer = library.trainers.BpeTrainer(
-      vocab_size=vocab,
-      special_tokens=special,
-      initial_alphabet=byte_level.alphabet(),
-      show_progress=False,
-    )
+    return Tokenizer(_word_pieces(library, texts, special, vocab))
+  byte_level = library.pre_tokenizers.ByteLevel
+  tokenizer = library.Tokenizer(library.models.BPE())
+  tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+  tokenizer.decoder = library.decoders.ByteLevel()
+  trainer = library.trainers.BpeTrainer(
+    vocab_size=vocab,
+    special_tokens=special,
+    initial_alphabet=byte_level.alphabet(),
+    show_progress=False,
+  )
   tokenizer.train_from_iterator(texts, trainer)
   return Tokenizer(tokenizer)
+
+
+# Characters inside of words, for the trainer: moved to where Unicode has none.
+_INSIDE = 0xF0000
+
+
+def _word_pieces(library, texts, special, vocab):
+  """A WordPiece tokenizer of lower-cased words.
+
+  The library's own trainer gives another vocabulary each time (its issue 1794):
+  it numbers "##" pieces in the order of a hash table. Its BPE trainer is the
+  same without these, and deterministic; here it sees characters inside of words
+  as characters of their own.
+  """
+  normalizer = library.normalizers.BertNormalizer(lowercase=True)
+  splitter = library.pre_tokenizers.BertPreTokenizer()
+
+  def moved(word):
+    inside = (
+      chr(_INSIDE + ord(c)) if ord(c) <= 0x1FFFF else c for c in word[1:]
+    )
+    return word[:1] + "".join(inside)
+
+  def lines():
+    for text in texts:
+      words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+      yield " ".join(moved(word) for word, _ in words)
+
+  def piece(token):
+    if token in special:
+      return token
+    plain = "".join(
+      chr(ord(c) - _INSIDE) if ord(c) >= _INSIDE else c for c in token
+    )
+    return f"##{plain}" if ord(token[0]) >= _INSIDE else plain
+
+  learner = library.Tokenizer(library.models.BPE())
+  learner.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+  learner.train_from_iterator(
+    lines(),
+    library.trainers.BpeTrainer(
+      vocab_size=vocab, special_tokens=special, show_progress=False
+    ),
+  )
+  pieces = {piece(token): i for token, i in learner.get_vocab().items()}
+  tokenizer = library.Tokenizer(
+    library.models.WordPiece(pieces, unk_token="[UNK]")
+  )
+  tokenizer.add_special_tokens(special)
+  tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+  tokenizer.decoder = library.decoders.WordPiece()
+  return tokenizer
 
 
 def _library():

@@ -1,0 +1,134 @@
+"""Generating and filling, and the cache that makes it fast."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import cli
+from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import language
+from ssljax import train
+from ssljax.models import gpt
+
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Workdirs of two steps of GPT and BERT."""
+  root, found = tmp_path_factory.mktemp("runs"), {}
+  for name in ("gpt_mini_bible", "bert_mini_wordnet"):
+    flags = ["--config.mesh.data=1", "--config.steps=2"]
+    flags += ["--config.schedule.warmup_steps=1"]
+    config = config_lib.load(f"configs/{name}.py:quick", flags)
+    found[name[:4].rstrip("_")] = workdir = str(root / name)
+    train.train(config, workdir)
+  return found
+
+
+def small():
+  decoder = gpt.make(variant="Mu", vocab=50, positions=32, dropout=0.0)
+  prompt = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 5)))
+  params = decoder.init(jax.random.key(1), prompt, train=False)["params"]
+  # Larger weights, so that the likeliest token is far from the next.
+  return decoder, jax.tree.map(lambda x: 5 * x, params), prompt
+
+
+def test_the_cache_gives_what_the_whole_text_gives():
+  decoder, params, prompt = small()
+  drawn = language.sample(
+    decoder, params, prompt, jax.random.key(0), tokens=12, temperature=0
+  )
+  text = np.asarray(prompt)
+  for _ in range(12):
+    out = decoder.apply({"params": params}, text, train=False)["tokens"]
+    logits = out[:, -1] @ params["token_embed"]["embedding"].T
+    text = np.concatenate([text, logits.argmax(-1)[:, None]], axis=1)
+  np.testing.assert_array_equal(drawn, text[:, 5:])
+  assert len(np.unique(drawn)) > 2
+
+
+def test_draws_are_of_the_seed():
+  decoder, params, prompt = small()
+  run = lambda seed: np.asarray(
+    language.sample(decoder, params, prompt, jax.random.key(seed), tokens=20)
+  )
+  np.testing.assert_array_equal(run(0), run(0))
+  assert (run(0) != run(1)).any()
+
+
+def test_draws_have_the_asked_distribution():
+  p = np.array([0.4, 0.3, 0.2, 0.1])
+  logits = jnp.log(jnp.tile(p, (20000, 1)))
+
+  def shares(**options):
+    tokens = language.draw(logits, jax.random.key(0), **options)
+    return np.bincount(tokens, minlength=4) / 20000
+
+  np.testing.assert_allclose(shares(), p, atol=0.02)
+  np.testing.assert_allclose(shares(top_k=2), [4 / 7, 3 / 7, 0, 0], atol=0.02)
+  np.testing.assert_allclose(
+    shares(top_p=0.75), [4 / 9, 3 / 9, 2 / 9, 0], atol=0.02
+  )
+  np.testing.assert_allclose(shares(top_p=0.01), [1, 0, 0, 0])
+  np.testing.assert_allclose(shares(temperature=0), [1, 0, 0, 0])
+  cold = p**2 / (p**2).sum()
+  np.testing.assert_allclose(shares(temperature=0.5), cold, atol=0.02)
+
+
+def test_generate_goes_on_with_the_prompt(runs):
+  say = lambda **options: language.generate(
+    runs["gpt"], prompt="The data", tokens=9, **options
+  )
+  figures = say()
+  assert figures["text"].startswith("The data")
+  assert (figures["tokens"], figures["step"]) == (9, 2)
+  assert figures == say() and figures != say(seed=1)
+
+
+def test_fill_names_the_likeliest(runs):
+  figures = language.fill(
+    runs["bert"], text="a [MASK] of the <mask> data", top=3
+  )
+  assert [len(m) for m in figures["masks"]] == [3, 3]
+  for found in figures["masks"]:
+    p = [q for _, q in found]
+    assert p == sorted(p, reverse=True) and 0 < p[0] < 1
+  assert "data" in figures["text"] and "[" not in figures["text"]
+
+
+@pytest.mark.parametrize(
+  "command, words",
+  [
+    ("generate gpt --prompt=x --tokens=70", "do not fit the context of 64"),
+    ("generate gpt --prompt=x --tokens=5 --top_k=0", "--top_k from 1"),
+    ("generate gpt --prompt=x --temperature=-1", "not a number from 0 on"),
+    ("generate bert --prompt=x", "give one of gpt"),
+    ("fill gpt --text=[MASK]", "give one of bert or roberta"),
+    ("fill bert --text=x", "no [MASK] in"),
+    (f"fill bert --text=[MASK]{'x' * 99}", "99 tokens, but the encoder 64"),
+  ],
+)
+def test_mistakes_end_with_2_and_a_line(runs, capsys, command, words):
+  name, kind, *flags = command.split(" ")
+  status = cli.main([name, f"--workdir={runs[kind]}", *flags])
+  said = capsys.readouterr().err.splitlines()[-1]
+  if "99" in words:
+    words = "but the encoder 64 positions"
+  assert status == 2 and words in said
+
+
+def test_a_run_keeps_its_tokenizer(runs):
+  with open(f"{runs['gpt']}/data/tokenizer.json") as f:
+    kept = f.read()
+  with open(f"{runs['gpt']}/data/tokenizer.json", "w") as f:
+    f.write(kept.replace("Ġthe", "Ġteh"))
+  try:
+    config = config_lib.restore(f"{runs['gpt']}/config.json")
+    with pytest.raises(errors.UserError, match="is not the tokenizer that"):
+      train.train(config, runs["gpt"])
+  finally:
+    with open(f"{runs['gpt']}/data/tokenizer.json", "w") as f:
+      f.write(kept)

@@ -1,0 +1,257 @@
+"""Sources of text, and what a run does with them."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import evaluate
+from ssljax import run as run_lib
+from ssljax.augment import text as text_views
+from ssljax.data import stream
+from ssljax.data import texts
+
+pytest.importorskip("tokenizers")
+
+OPTIONS = dict(tokenizer="bert", vocab=120, length=12)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Two classes in two splits; one file is not UTF-8."""
+  for split, n in (("train", 6), ("test", 3)):
+    for kind, words in (("bird", "a bird sings"), ("fish", "a fish swims")):
+      (tmp_path / split / kind).mkdir(parents=True)
+      for i in range(n):
+        path = tmp_path / split / kind / f"{i}.txt"
+        path.write_text(f"{words} {'and again ' * i}{'!' * i * i}")
+  (tmp_path / "train" / "bird" / "0.txt").write_bytes(b"a bird\xff sings")
+  return tmp_path
+
+
+def open_folder(folder, **options):
+  name = f"folder:{folder}"
+  return texts.make(name, **({"split": "train"} | OPTIONS | options))
+
+
+def test_a_folder_of_texts(folder, caplog):
+  source = open_folder(folder, labels=True)
+  assert "1 documents are not UTF-8" in caplog.text
+  assert len(source) == 12 and source.num_classes == 2
+  batch = source.read(np.array([0, 11]))
+  np.testing.assert_array_equal(batch["label"], [0, 1])
+  np.testing.assert_array_equal(batch["index"], [0, 11])
+  assert source.texts[11] == "a fish swims " + "and again " * 5 + "!" * 25
+  assert source.decode(7) == "a fish swims and again!"
+  assert source.texts[0] == "a bird\ufffd sings"
+  assert "of 12 documents are longer" in caplog.text
+
+
+def test_the_tokenizer_is_kept_beside_the_data(folder):
+  source = open_folder(folder)
+  (path,) = folder.glob("tokenizer-bert-120.json")
+  assert path.read_text() == source.files["tokenizer"]
+  path.write_text(path.read_text().replace('"lowercase": true', ""))
+  with pytest.raises(errors.UserError, match="give a tokenizer.json"):
+    open_folder(folder)
+  path.write_text(source.files["tokenizer"])
+  again = open_folder(folder, split="test", tokenizer=str(path), vocab=None)
+  assert again.files == source.files
+
+
+def test_rows_of_lines(tmp_path):
+  rows = [{"text": f"row {i}", "label": i % 3} for i in range(6)]
+  lines = [json.dumps(row) for row in rows]
+  (tmp_path / "a.jsonl").write_text("\n".join([*lines[:3], "", *lines[3:]]))
+  source = open_folder(tmp_path, split="all", labels=True)
+  assert source.texts == [f"row {i}" for i in range(6)]
+  assert source.num_classes == 3
+  other = open_folder(tmp_path, split="all", rows="joined", length=9)
+  assert other.example["tokens"] == ((9,), np.int32)
+  tokens = sum(len(other.tokenizer.encode([t])[0]) + 1 for t in source.texts)
+  size = sum(len(t) + 1 for t in source.texts)
+  assert other.tokens_per_byte == pytest.approx(tokens / size)
+
+
+def test_labelled_rows_are_as_long_as_the_longest(folder):
+  source = open_folder(folder, labels=True, length=40)
+  lengths = [len(source.read([i])["tokens"][0]) for i in source.order()]
+  assert lengths == sorted(lengths) and set(lengths) == {16, 32, 40}
+  plain = open_folder(folder, length=40)
+  assert plain.read([0])["tokens"].shape == (1, 40)
+
+
+class Sayings(tfds.core.GeneratorBasedBuilder):
+  """A TFDS set with a text feature of another name."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    features = {"said": tfds.features.Text()}
+    features["label"] = tfds.features.ClassLabel(num_classes=2)
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(features)
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(20):
+      yield i, {"said": f"saying {i}", "label": i % 2}
+
+
+def test_any_tfds_set_with_a_text(tmp_path):
+  root = str(tmp_path)
+  Sayings(data_dir=root, file_format="array_record").download_and_prepare()
+  open_ = lambda **options: texts.make(
+    "sayings", **(dict(split="train", data_dir=root) | OPTIONS | options)
+  )
+  source = open_(feature="said", labels=True)
+  assert sorted(source.texts) == sorted(f"saying {i}" for i in range(20))
+  label = source.read(np.arange(20))["label"]
+  assert [int(t[7:]) % 2 for t in source.texts] == list(label)
+  with pytest.raises(errors.UserError, match="no feature 'text', but"):
+    open_()
+
+
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    (dict(tokenizer="bert", vocab=None), "give data.vocab"),
+    (dict(tokenizer="none.json"), "give a tokenizer.json"),
+    (dict(rows="columns"), "choose one, packed, joined or pairs"),
+    (dict(split="valid"), "no subfolder 'valid'"),
+    (dict(length=2), "no room"),
+  ],
+)
+def test_mistakes_are_named(folder, options, words):
+  with pytest.raises(errors.UserError, match=words):
+    open_folder(folder, **options)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+  with pytest.raises(errors.UserError, match="no texts in"):
+    open_folder(tmp_path, split="all")
+  (tmp_path / "a.txt").write_text(" \n")
+  with pytest.raises(errors.UserError, match="a.txt is empty"):
+    open_folder(tmp_path, split="all")
+  (tmp_path / "a.txt").unlink()
+  (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"words": "y"}')
+  with pytest.raises(errors.UserError, match="b.jsonl:2 is no JSON object"):
+    open_folder(tmp_path, split="all")
+
+
+def test_masks_are_of_the_epoch_and_the_example():
+  source = texts.make(
+    "descriptions", split="train", **(OPTIONS | {"length": 48})
+  )
+  view, view_for_eval = text_views.pair("mlm", source, seed=3)
+  batch = source.read(np.array([4, 9, 4]))
+  assert view_for_eval(batch) is batch
+  batch["epoch"] = np.array([0, 0, 1], np.int32)
+  out = view(batch)
+  other = view({k: v[[1, 0]] for k, v in batch.items()})
+  np.testing.assert_array_equal(out["places"][:2], other["places"][::-1])
+  assert (out["places"][0] != out["places"][2]).any()
+  static, _ = text_views.pair("mlm", source, seed=3, copies=1)
+  same = static(batch)["places"]
+  np.testing.assert_array_equal(same[0], same[2])
+  back = np.array(out["tokens"])
+  for row in range(3):
+    back[row, out["places"][row]] = out["targets"][row]
+  np.testing.assert_array_equal(back, batch["tokens"])
+
+
+def test_whole_words_are_hidden_together():
+  source = texts.make(
+    "descriptions", split="train", **(OPTIONS | {"length": 48})
+  )
+  view, _ = text_views.pair("mlm", source, whole_word=True, rate=0.3)
+  out = jax.tree.map(np.asarray, view(source.read(np.arange(30))))
+  hidden = np.zeros(out["tokens"].shape, bool)
+  for row, (places, weights) in enumerate(zip(out["places"], out["weights"])):
+    hidden[row, places[weights > 0]] = True
+  tokens = source.read(np.arange(30))["tokens"]
+  goes_on = source.tokenizer.goes_on[tokens][:, 1:]
+  assert goes_on.any() and hidden.any(axis=1).all()
+  # What continues a word is hidden where what it continues is.
+  same = hidden[:, 1:] == hidden[:, :-1]
+  assert same[goes_on].all() and not same.all()
+
+
+@pytest.mark.parametrize(
+  "name, options, words",
+  [
+    ("mae", {}, "unknown augment 'mae' for text: choose among mlm, none"),
+    ("mlm", {"rat": 0.2}, "did you mean 'rate'"),
+    ("none", {"rate": 0.2}, "has no 'rate', nor other options"),
+  ],
+)
+def test_views_that_are_not_there(name, options, words):
+  source = texts.make("descriptions", split="train", **OPTIONS)
+  with pytest.raises(errors.UserError, match=words):
+    text_views.pair(name, source, **options)
+
+
+def test_masks_need_a_mask_token():
+  source = texts.make(
+    "descriptions", split="train", tokenizer="gpt", vocab=300, length=12
+  )
+  with pytest.raises(errors.UserError, match="needs a tokenizer with a mask"):
+    text_views.pair("mlm", source)
+
+
+def test_the_stream_tells_the_epoch():
+  source = texts.make("descriptions", split="train", **OPTIONS)
+  steps = len(source) // 64
+  batches = list(
+    stream.batches(
+      source, seed=0, start_step=0, stop_step=2 * steps, batch_size=64
+    )
+  )
+  epochs = [batch["epoch"][0] for batch in batches]
+  assert epochs == [0] * steps + [1] * steps
+
+
+def quick(name, *flags):
+  path = f"configs/{name}.py:quick"
+  return config_lib.load(path, ["--config.mesh.data=1", *flags])
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (["--config.encoder.vocab=300"], "give --config.encoder.vocab=400"),
+    (["--config.data.length=65"], "lower --config.data.length"),
+    (["--config.data.tokenizer=gpt"], "needs a tokenizer with a mask"),
+    (["--config.data.modality=sound"], "choose among image, text"),
+    (["--config.augment.name=simclr"], "for text: choose among"),
+  ],
+)
+def test_configs_that_do_not_fit_are_refused(flags, words):
+  with pytest.raises(errors.UserError, match=words):
+    run_lib.build(quick("bert_mini_wordnet", *flags))
+
+
+def test_the_held_out_loss_is_of_all_tokens_at_once():
+  """Whatever the batches; the last is smaller."""
+  losses = []
+  for size in (38, 10):
+    config = quick("bert_mini_wordnet", f"--config.batch_size={size}")
+    run = run_lib.build(config)
+    state = run_lib.init_state(run)
+    figures = evaluate.held_out(run, state, None, "test")
+    losses.append(figures["test_loss"])
+    bits = figures["test_loss"] / np.log(2)
+    source = run_lib.open_source(config, "test")
+    assert figures["test_bits_per_byte"] == pytest.approx(
+      bits * source.tokens_per_byte
+    )
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+  assert losses[0] == pytest.approx(np.log(400), abs=0.1)
