@@ -126,6 +126,8 @@ def _quick(config, method):
   config.data.update(_EMBEDDED[config.data.modality])
   if "size" in config.augment:
     config.augment.size = (8, 8)
+  if config.data.get("tokenizer", "").endswith(".json"):
+    config.data.tokenizer = "gpt" if config.encoder.name == "gpt" else "bert"
   family, _, _ = config.encoder.get("variant", "").rpartition("-")
   config.encoder = config_dict.ConfigDict(_TINY[config.encoder.name])
   if family:

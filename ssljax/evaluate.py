@@ -6,6 +6,7 @@ are fixed and carry a version; what they gave is comparable across releases.
 
 import contextlib
 import json
+import math
 import os
 
 import jax
@@ -161,9 +162,9 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
     rows.append({"loss": loss, **metrics})
   figures = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
   if source.modality == "text":
-    figures["perplexity"] = float(np.exp(figures["loss"]))
+    figures["perplexity"] = math.exp(figures["loss"])
     figures["bits_per_byte"] = (
-      figures["loss"] * source.tokens_per_byte / np.log(2)
+      figures["loss"] * source.tokens_per_byte / math.log(2)
     )
   return {f"test_{name}": value for name, value in figures.items()}
 

@@ -163,6 +163,72 @@ def test_mae_vit_imagenet_is_the_papers(size):
   np.testing.assert_allclose(rate(warmup), 1.5e-4 * 16, rtol=1e-6)
 
 
+def text_state(name, vocab):
+  """As `paper_state`, for a config of text."""
+  config = config_lib.load(os.path.join(ROOT, "configs", name), [])
+  steps = run_lib.duration(config, steps_per_epoch=1)
+  known = dict(num_examples=10**8, steps_per_epoch=1000, total_steps=steps)
+  method = run_lib.make_method(config, **known)
+  tx, rate = run_lib.make_tx(config, **known)
+  row = ((config.data.length,), jnp.int32)
+  example = {"tokens": row, "mask": row}
+  if config.data.rows == "pairs":
+    example |= {"kinds": row, "next": ((), jnp.int32)}
+  source = types.SimpleNamespace(
+    modality="text",
+    example=example,
+    tokenizer=types.SimpleNamespace(
+      vocab=vocab, mask=4, pad=0, special=(0, 1, 2, 3, 4), goes_on=np.zeros(0)
+    ),
+  )
+  views, _ = run_lib.make_augments(config, source)
+  batch = {
+    k: jax.ShapeDtypeStruct((2, *shape), dtype)
+    for k, (shape, dtype) in (example | {"index": ((), jnp.int32)}).items()
+  }
+  init = lambda rng, batch: core.init_state(
+    method, tx, rng, batch, augment=views
+  )
+  return config, jax.eval_shape(init, jax.random.key(0), batch), rate
+
+
+@pytest.mark.parametrize(
+  "size, d, depth", [("base", 768, 12), ("large", 1024, 24)]
+)
+def test_bert_wikipedia_is_the_papers(size, d, depth):
+  name = f"bert_base_wikipedia.py:{size}"
+  config, state, rate = text_state(name, 30522)
+  encoder = (30522 + 512 + 2) * d + 2 * d + depth * block(d)
+  assert count(state.params["encoder"]) == encoder
+  # The published count has the pooler, as our next-sentence head has it.
+  published = {"base": 109_482_240, "large": 335_141_888}[size]
+  assert encoder + d * d + d == published
+  assert count(state.params["next"]) == d * d + d + 2 * d + 2
+  assert count(state.params["head"]) == d * d + d + 2 * d
+  assert count(state.params["bias"]) == 30522
+  assert config.batch_size == 256 and config.steps == 900_000
+  np.testing.assert_allclose(rate(5000), 0.5e-4, rtol=1e-6)
+  np.testing.assert_allclose(rate(450_000), 0.5e-4, rtol=1e-6)
+  long, _, _ = text_state(f"{name},long", 30522)
+  assert (long.data.length, long.steps) == (512, 100_000)
+
+
+def test_roberta_base_is_the_papers():
+  config, state, rate = text_state("roberta_base_wikipedia.py", 50265)
+  # transformers' count without pooler.
+  assert count(state.params["encoder"]) == 124_055_040
+  assert config.batch_size == 2048 and config.steps == 125_000
+  np.testing.assert_allclose(rate(10_000), 5e-4, rtol=1e-6)
+  np.testing.assert_allclose(rate(67_500), 2.5e-4, rtol=1e-6)
+
+
+def test_gpt_124m_is_the_papers():
+  config, state, rate = text_state("gpt_124m_webtext.py", 50257)
+  assert count(state.params) == 124_439_808
+  assert (config.batch_size, config.data.length) == (512, 1024)
+  np.testing.assert_allclose(rate(2000), 2.5e-4, rtol=1e-6)
+
+
 def test_options_that_the_file_left_out_can_be_given():
   path = "configs/simclr_resnet18_fashion_mnist.py:quick"
   flags = [
