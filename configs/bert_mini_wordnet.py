@@ -12,7 +12,7 @@ from ssljax import config as config_lib
 def get_config(arg=None):
   """Variants: `quick`."""
   config = config_lib.base("text")
-  config.batch_size = 64
+  config.batch_size = 32
   config.epochs = 10.0
   config.data.update(
     name="wordnet_glosses",

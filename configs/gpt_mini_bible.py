@@ -16,7 +16,7 @@ def get_config(arg=None):
   config.batch_size = 16
   config.epochs = 5.0
   config.data.update(
-    name="bible", tokenizer="gpt", vocab=4096, rows="joined", length=257
+    name="bible", tokenizer="gpt", vocab=4096, rows="joined", length=129
   )
   config.encoder = dict(
     name="gpt",
@@ -28,7 +28,7 @@ def get_config(arg=None):
   config.method = dict(name="gpt")
   config.optimizer = dict(
     name="adamw",
-    learning_rate=2e-3,
+    learning_rate=1.5e-3,
     b2=0.95,
     weight_decay=0.1,
     decay_exclude=("1d",),

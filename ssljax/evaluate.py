@@ -131,35 +131,34 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
   """
   like = {} if data is None else {"name": data, **run.source.like}
   source = run_lib.open_source(run.config, split, **like)
-  size = min(run.config.batch_size, len(source))
-  size -= size % run.mesh.devices.size or 0
-  params, method_state = state.params, state.method_state
+  size, found = min(run.config.batch_size, len(source)), []
 
   @jax.jit
-  def features(batch):
+  def features(state, batch):
     n = batch["index"].shape[0]
     keys = jax.random.split(jax.random.key(0), n)
     batch = run.augment(batch | {"key": keys})
     return run.method.forward(
-      params, method_state, batch, step=state.step, train=False
+      state.params, state.method_state, batch, step=state.step, train=False
     )[0]
 
-  objective = jax.jit(
-    lambda x: run.method.objective(params, method_state, x, step=state.step)
-  )
-  found = []
+  @jax.jit
+  def objective(state, features):
+    loss, (_, metrics) = run.method.objective(
+      state.params, state.method_state, features, step=state.step
+    )
+    return {"loss": loss, **metrics}
+
   for first in range(0, len(source), size):
     places = np.arange(first, min(first + size, len(source)))
     batch = source.read(places)
     batch["epoch"] = np.zeros(len(places), np.int32)
-    found.append(jax.tree.map(np.asarray, features(batch)))
+    found.append(jax.tree.map(np.asarray, features(state, batch)))
   if all(x.ndim == 1 for x in jax.tree.leaves(found[0])):
     found = [jax.tree.map(lambda *x: np.concatenate(x), *found)]
   else:
     found = found[: len(source) // size]
-  rows = []
-  for loss, (_, metrics) in map(objective, found):
-    rows.append({"loss": loss, **metrics})
+  rows = [objective(state, x) for x in found]
   figures = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
   if source.modality == "text":
     figures["perplexity"] = math.exp(figures["loss"])

@@ -134,3 +134,31 @@ def test_keys_depend_on_the_epoch_and_the_example_alone():
   assert (
     (a != data(text.example_keys(1, jnp.int32(3), index))).any(axis=1).all()
   )
+
+
+def test_spans_are_runs_of_hidden_tokens():
+  """As many runs as fairseq's: 0.35 * 40 / 4, rounded by chance."""
+  tokens = rows()
+  out = hide(
+    tokens, rate=0.35, span=4, most=18, mask_part=1.0, random_part=0.0
+  )
+  hidden = out["tokens"] == MASK
+  np.testing.assert_array_equal(hidden.sum(axis=1), out["weights"].sum(axis=1))
+  counts = hidden.sum(axis=1)
+  assert counts.max() == 16 and 4 <= counts.min()
+  # Three or four runs of four; they overlap, and may have a special token.
+  assert 10.5 < counts.mean() < 13
+  assert not hidden[:, [0, T - 1]].any()
+  edges = np.diff(np.pad(hidden, ((0, 0), (1, 1))).astype(int), axis=1)
+  lengths = np.concatenate(
+    [np.flatnonzero(e == -1) - np.flatnonzero(e == 1) for e in edges]
+  )
+  assert lengths.min() >= 3  # where a special token took one
+  assert (lengths == 4).mean() > 0.6
+
+
+def test_spans_stay_before_the_padding():
+  tokens = rows(11)
+  out = hide(tokens, rate=0.35, span=4, most=18, mask_part=1.0)
+  assert not (out["tokens"][:, 10:] == MASK).any()
+  assert (out["tokens"] == MASK).any(axis=0)[1:10].all()

@@ -9,6 +9,7 @@ from ssljax import cli
 from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import language
+from ssljax import report
 from ssljax import train
 from ssljax.models import gpt
 
@@ -118,6 +119,19 @@ def test_mistakes_end_with_2_and_a_line(runs, capsys, command, words):
   if "99" in words:
     words = "but the encoder 64 positions"
   assert status == 2 and words in said
+
+
+def test_the_report_shows_what_was_learned(runs, tmp_path):
+  out = str(tmp_path / "page.html")
+  figures = report.report([runs["gpt"], runs["bert"]], out)
+  assert figures["runs"] == 2
+  with open(out) as f:
+    page = f.read()
+  for title in ("Samples", "What is hidden", "Map of the embeddings"):
+    assert f"<h2>{title}</h2>" in page
+  # The descriptions' test paragraphs are among the neighbours.
+  assert "class 0: " in page and page.count("<circle") >= 2 * 38
+  assert "src=" not in page  # a page of texts has no pictures
 
 
 def test_a_run_keeps_its_tokenizer(runs):

@@ -15,6 +15,7 @@ PRESETS = {
     random_part=0.1,
     probabilistic=False,
     random_special=True,
+    span=1,  # tokens in a run of hidden ones
     whole_word=False,  # hide whole words
     copies=None,  # of static masks; None is a new one each epoch
     most=None,  # tokens of a row that may be hidden; None is room for all
@@ -58,7 +59,7 @@ def pair(
   copies, whole_word = options.pop("copies"), options.pop("whole_word")
   if options["most"] is None:
     length = source.example["tokens"][0][0]
-    options["most"] = max(1, int(options["rate"] * length) + 1)
+    options["most"] = int(options["rate"] * length) + options["span"]
   special = (tokenizer.pad,) + tuple(
     i for i in tokenizer.special if i != tokenizer.pad
   )
@@ -103,6 +104,7 @@ def hide(
   random_part: float = 0.1,
   probabilistic: bool = False,
   random_special: bool = True,
+  span: int = 1,
   word: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Chooses tokens, and replaces most of them.
@@ -128,6 +130,10 @@ def hide(
     random_part: part of the chosen that becomes a random one.
     probabilistic: round by chance.
     random_special: whether a random token may be a special one.
+    span: tokens are chosen in runs of so many, which may overlap: rate * n /
+      span runs, rounded by chance, as `mask_multiple_length` of fairseq's
+      `mask_tokens_dataset.py`, which data2vec takes; special ones in a run are
+      left as they are.
     word: int32 [b t], the number of each token's word in its row, below t; with
       it whole words are chosen, as many, in random order, as fit into the
       count. None chooses tokens.
@@ -154,7 +160,14 @@ def hide(
       count = jnp.maximum(1, jnp.round(wanted).astype(int))
     count = jnp.minimum(count, min(most, t))
     noise = jax.random.uniform(order_key, (t,))
-    if word is None:
+    if span > 1:
+      n = (tokens != special[0]).sum()
+      runs = jnp.floor(wanted / span + jax.random.uniform(count_key))
+      starts = jnp.where(jnp.arange(t) < n - span + 1, noise, jnp.inf)
+      begins = jnp.argsort(jnp.argsort(starts)) < runs
+      covered = sum(jnp.roll(begins, i).at[:i].set(False) for i in range(span))
+      chosen = free & (covered > 0)
+    elif word is None:
       rank = jnp.argsort(jnp.argsort(jnp.where(free, noise, jnp.inf)))
       chosen = free & (rank < count)
     else:

@@ -61,7 +61,10 @@ def evaluation(record: record_lib.Record) -> markup.Html:
     return markup.tag("div", markup.tag("h3", "kNN"), bars, class_="protocol")
   parts = []
   protocols = measured.get("protocol")
-  for name in protocols if isinstance(protocols, dict) else ():
+  names = protocols if isinstance(protocols, dict) else ()
+  for name in names:
+    if name.startswith(("raw_", "random_")):
+      continue  # a floor's own protocol
     values = {
       key.removesuffix(name): value
       for key, value in measured.items()

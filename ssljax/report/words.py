@@ -188,13 +188,13 @@ def _guessed(seen):
     for was, guess, p in hidden:
       class_ = "up" if was == guess else "down"
       said = was if was == guess else f"{was} → {guess}"
-      guesses += [markup.tag("span", f"{said} {p:.2f}", class_=class_), "  "]
+      guesses += [" · ", markup.tag("span", f"{said} {p:.2f}", class_=class_)]
     blocks.append(
       markup.tag(
         "p",
         _short(text),
         markup.tag("br"),
-        markup.tag("small", guesses),
+        markup.tag("small", guesses[1:]),
         class_="text",
       )
     )
