@@ -15,10 +15,11 @@ import sys
 import tempfile
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_MODELS = ("vit_ti", "mae_ti", "resnet18_16", "resnet18_64")
+_MODELS = ("vit_ti", "mae_ti", "bert_mini", "resnet18_16", "resnet18_64")
 _VARIANTS = {
   "vit_ti": ([], ["--compile"]),
   "mae_ti": ([], ["--compile"]),
+  "bert_mini": ([], ["--compile"]),
   "resnet18_16": ([], ["--channels-last"]),
   "resnet18_64": ([], ["--channels-last"]),
 }

@@ -2,7 +2,10 @@
 
 The same work as `torch_step.py`, on random images of 32 x 32 x 3: SimCLR on 128
 images (ResNet-18 with SGD, ViT-Ti/4 with AdamW) or MAE on 256 (ViT-Ti/4, 16 of
-64 patches visible, a decoder of 4 layers of 96). Prints one JSON object.
+64 patches visible, a decoder of 4 layers of 96); or masked language modelling
+on 64 x 128 tokens, of 8,192 kinds, with all places meeting the vocabulary
+(bert_mini) or, as `methods.bert` has it, the hidden ones alone
+(bert_mini_masked). Prints one JSON object.
 """
 
 import argparse
@@ -20,33 +23,96 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from ssljax import core  # noqa: E402
+from ssljax import losses  # noqa: E402
 from ssljax import optim  # noqa: E402
+from ssljax.augment import text  # noqa: E402
+from ssljax.methods import bert as bert_method  # noqa: E402
 from ssljax.methods import mae  # noqa: E402
 from ssljax.methods import simclr  # noqa: E402
+from ssljax.models import bert  # noqa: E402
 from ssljax.models import linen  # noqa: E402
 from ssljax.models import resnet  # noqa: E402
 from ssljax.models import vit  # noqa: E402
 
 
 def make(model):
-  """(method, optimiser, views a batch [b v])."""
+  """(method, optimiser, views or None, batch)."""
   sgd = optim.make(name="sgd", learning_rate=0.1)
   adamw = optim.make(name="adamw", learning_rate=1e-3, weight_decay=0.01)
+  if model.startswith("bert_mini"):
+    encoder = bert.make(
+      variant="mini", vocab=8192, positions=128, kinds=1, dropout=0.0
+    )
+    if model == "bert_mini":
+      return bert_everywhere(encoder), adamw, None, random_tokens()
+    return bert_method.make(encoder), adamw, hide, random_tokens()
   contrast = lambda encoder, out: simclr.make(
     encoder, temperature=0.5, head_norm=False, num_layers=out
   )
   if model.startswith("resnet18"):
     width = int(model.split("_")[1])
     encoder = resnet.make(variant="18", width=width, stem="cifar")
-    return contrast(encoder, 2), sgd, (128, 2)
+    return contrast(encoder, 2), sgd, None, random_views(128, 2)
   encoder = vit.make(variant="Ti/4", pool="mean")
   if model == "vit_ti":
-    return contrast(encoder, 1), adamw, (128, 2)
+    return contrast(encoder, 1), adamw, None, random_views(128, 2)
   if model.startswith("encoder_ti"):
     keep = 16 if model.endswith("masked") else None
-    return encoder_alone(encoder, keep), adamw, (256, 1)
+    return encoder_alone(encoder, keep), adamw, None, random_views(256, 1)
   method = mae.make(encoder, decoder_dim=96, decoder_depth=4, decoder_heads=3)
-  return method, adamw, (256, 1)
+  return method, adamw, None, random_views(256, 1)
+
+
+def random_views(b, v):
+  views = np.random.default_rng(0).normal(size=(b, v, 32, 32, 3))
+  return {"views": views.astype(np.float32)}
+
+
+def random_tokens():
+  tokens = np.random.default_rng(0).integers(2, 8192, (64, 128))
+  return {"tokens": tokens.astype(np.int32)}
+
+
+def hide(batch):
+  return batch | text.hide(
+    batch["key"],
+    batch["tokens"],
+    mask_token=1,
+    vocab=8192,
+    special=(0, 1),
+    most=20,
+  )
+
+
+def bert_everywhere(encoder):
+  """Masked language modelling that predicts all tokens, and drops the seen."""
+
+  def forward(params, state, batch, *, step, train):
+    del step
+    tokens = batch["tokens"]
+    hidden = jax.vmap(
+      lambda key: jax.random.bernoulli(key, 0.15, tokens.shape[1:])
+    )(batch["key"])
+    out, _ = linen.apply(
+      encoder, params, {}, jnp.where(hidden, 1, tokens), train=train
+    )
+    nats, _ = losses.token_cross_entropy(
+      out["tokens"].reshape(-1, encoder.dim),
+      params["token_embed"]["embedding"],
+      tokens.reshape(-1),
+      block=tokens.size,
+    )
+    sums = (nats.reshape(hidden.shape) * hidden).sum(axis=1)
+    return {"sum": sums, "count": hidden.sum(axis=1)}, state
+
+  def objective(params, state, features, *, step):
+    del params, step
+    return features["sum"].sum() / features["count"].sum(), (state, {})
+
+  def init(rng, batch):
+    return linen.init(encoder, rng, batch["tokens"])
+
+  return core.Method(init, forward, objective, embed=None)
 
 
 def encoder_alone(encoder, keep):
@@ -74,13 +140,13 @@ def main():
   parser.add_argument("--model", default="vit_ti")
   parser.add_argument("--steps", type=int, default=5)
   args = parser.parse_args()
-  method, tx, (b, v) = make(args.model)
-  views = np.random.default_rng(0).normal(size=(b, v, 32, 32, 3))
-  batch = {"views": views.astype(np.float32)}
+  method, tx, augment, batch = make(args.model)
   rng = jax.random.key(0)
   start = time.perf_counter()
-  state = jax.jit(lambda rng: core.init_state(method, tx, rng, batch))(rng)
-  step = jax.jit(core.make_train_step(method, tx), donate_argnums=0)
+  init = lambda rng: core.init_state(method, tx, rng, batch, augment=augment)
+  state = jax.jit(init)(rng)
+  step = core.make_train_step(method, tx, augment=augment)
+  step = jax.jit(step, donate_argnums=0)
   batch = jax.device_put(batch)
   times = []
   for _ in range(args.steps + 2):

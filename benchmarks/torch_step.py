@@ -104,6 +104,25 @@ class ViT(nn.Module):
     return (error * mask).sum() / mask.sum()
 
 
+class Bert(nn.Module):
+  """The loss of hidden tokens; all tokens meet the vocabulary."""
+
+  def __init__(self):
+    super().__init__()
+    self.embed, self.norm = nn.Embedding(8192, 256), nn.LayerNorm(256)
+    self.positions = nn.Parameter(0.02 * torch.randn(128, 256))
+    self.blocks = stack(4, 256, 4)
+
+  def forward(self, tokens):
+    hidden = torch.rand(tokens.shape) < 0.15
+    x = self.embed(tokens.masked_fill(hidden, 1)) + self.positions
+    logits = self.norm(self.blocks(x)) @ self.embed.weight.T
+    loss = F.cross_entropy(
+      logits.flatten(0, 1), tokens.flatten(), reduction="none"
+    )
+    return (loss * hidden.flatten()).sum() / hidden.sum()
+
+
 def ntxent(z):
   z, n = F.normalize(z, dim=1), len(z)
   logits = (z @ z.T / 0.5).masked_fill(torch.eye(n, dtype=torch.bool), -1e9)
@@ -123,6 +142,9 @@ def main():
   if args.model.startswith("resnet18"):
     model = resnet18(int(args.model.split("_")[1]))
     tx = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+  elif args.model == "bert_mini":
+    model, x = Bert(), torch.randint(2, 8192, (64, 128))
+    tx = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
   else:
     model = ViT(keep=16 if args.model == "mae_ti" else None)
     tx = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)

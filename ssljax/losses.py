@@ -134,7 +134,7 @@ def token_cross_entropy(
     bias: [v], added to the logits, or None.
     z_loss: weight of the squared logarithm of the partition function (PaLM,
       Chowdhery et al. 2022, section 5), which is added to the loss.
-    block: how many tokens at a time.
+    block: how many tokens at a time, at most.
 
   Returns:
     (losses float32 [n] in nats, whether each target had the largest logit
@@ -155,6 +155,7 @@ def token_cross_entropy(
   if n <= block:
     return of_block(hidden, targets)
   blocks = -(-n // block)
+  block = -(-n // blocks)  # of one size, so that little is padded
   padding = blocks * block - n
   hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(blocks, block, -1)
   targets = jnp.pad(targets, (0, padding)).reshape(blocks, block)
