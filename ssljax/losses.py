@@ -113,6 +113,27 @@ def normalize_pixels(patches: jax.Array) -> jax.Array:
   return (patches - mean) / jnp.sqrt(var + 1e-6)
 
 
+def smooth_l1(
+  prediction: jax.Array, target: jax.Array, *, beta: float
+) -> jax.Array:
+  """Smooth L1, element by element, in float32.
+
+  As torch's: error**2 / (2 beta) where |error| < beta, |error| - beta / 2
+  beyond. A beta of 0 is the squared error, as facebookresearch/fairseq
+  `examples/data2vec` has it.
+
+  Args:
+    prediction: [...].
+    target: [...].
+    beta: where it turns.
+  """
+  error = jnp.abs(prediction.astype(jnp.float32) - target)
+  if beta == 0:
+    return jnp.square(error)
+  small = 0.5 * jnp.square(error) / beta
+  return jnp.where(error < beta, small, error - 0.5 * beta)
+
+
 def token_cross_entropy(
   hidden: jax.Array,
   table: jax.Array,

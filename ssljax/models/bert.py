@@ -129,7 +129,8 @@ class Bert(nn.Module):
           (x := block(x, mask, text.fold(key, i))),
           x if layers else None,
         ),
-        variable_axes={"params": 0},
+        # The second for methods that capture what a layer gives.
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=self.depth,

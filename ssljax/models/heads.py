@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssljax.models import norm as norms
+from ssljax.models import text
+from ssljax.models import vit
 
 
 class MLP(nn.Module):
@@ -78,3 +80,26 @@ class MLP(nn.Module):
         use_scale=self.out_norm != "batch_no_affine",
       )(x)
     return x.astype(jnp.float32)
+
+
+class Regression(nn.Module):
+  """data2vec's: [... d] -> [... d] in float32, GELU between dense layers.
+
+  Attributes:
+    layers: all but the last are of width 2 d.
+    dtype: of the computation.
+  """
+
+  layers: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    d, x = x.shape[-1], x.astype(self.dtype)
+    dense = lambda width, i: vit.dense(
+      width, self.dtype, f"dense{i}", kernel_init=text.normal
+    )
+    last = self.layers - 1
+    for i in range(last):
+      x = vit.gelu(dense(2 * d, i)(x), "exact")
+    return dense(d, last)(x).astype(jnp.float32)

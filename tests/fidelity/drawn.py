@@ -44,3 +44,19 @@ def text_batch():
     "weights": np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.int32),
     "next": np.array([1, 0, 1], np.int32),
   }
+
+
+def masked_batch():
+  """The same with every hidden token replaced by the last one, the mask.
+
+  Tokens from 4 on, for what is below is special to fairseq; padding is 1.
+  """
+  batch = text_batch()
+  rng = np.random.RandomState(1)
+  tokens = rng.randint(4, VOCAB - 1, (3, 12)).astype(np.int32)
+  tokens[~batch["mask"]] = 1
+  for row, where in enumerate(batch["weights"] > 0):
+    tokens[row, batch["places"][row][where]] = VOCAB - 1
+  targets = rng.randint(4, VOCAB - 1, (3, 3)).astype(np.int32)
+  names = ("mask", "places", "weights")
+  return {k: batch[k] for k in names} | {"tokens": tokens, "targets": targets}
