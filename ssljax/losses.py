@@ -38,6 +38,77 @@ def ntxent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
   return jnp.mean(jax.nn.logsumexp(logits, axis=1) - partners)
 
 
+def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
+  """The cosine of each row of [n d] with the other's: float32 [n]."""
+  x, y = (ops.l2_normalize(v.astype(jnp.float32)) for v in (x, y))
+  return jnp.sum(x * y, axis=-1)
+
+
+def barlow_twins(z1: jax.Array, z2: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """How far the views' cross-correlation is from the identity.
+
+  Zbontar et al. 2021, equations 1 and 2; facebookresearch/barlowtwins
+  `main.py`, which standardises as batch norm does, by the biased variance +
+  1e-5.
+
+  Args:
+    z1: [n d] projections of the first views.
+    z2: [n d] of the second.
+
+  Returns:
+    (invariance, redundancy), float32 scalars: the sums over the diagonal of
+    (1 - c)^2 and over the rest of c^2.
+  """
+
+  def standard(z):
+    z = z.astype(jnp.float32)
+    z = z - z.mean(axis=0)
+    return z / jnp.sqrt(jnp.square(z).mean(axis=0) + 1e-5)
+
+  c = standard(z1).T @ standard(z2) / len(z1)  # [d d]
+  on = jnp.diagonal(c)
+  return jnp.square(on - 1).sum(), jnp.square(_off_diagonal(c)).sum()
+
+
+def vicreg(
+  z1: jax.Array, z2: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The three terms of VICReg, not weighted.
+
+  Bardes et al. 2021, equations 1 to 6; facebookresearch/vicreg
+  `main_vicreg.py`, which halves the variance term, but not the covariance's.
+
+  Args:
+    z1: [n d] projections of the first views.
+    z2: [n d] of the second.
+
+  Returns:
+    (invariance, variance, covariance), float32 scalars: the mean squared
+    difference over n and d; the mean hinge of the standard deviations at 1; the
+    squared covariances of different dimensions, summed, over d.
+  """
+  z1, z2 = z1.astype(jnp.float32), z2.astype(jnp.float32)
+  n, d = z1.shape
+
+  def spread(z):
+    return jax.nn.relu(1 - jnp.sqrt(z.var(axis=0, ddof=1) + 1e-4)).mean()
+
+  def crossed(z):
+    z = z - z.mean(axis=0)
+    return jnp.square(_off_diagonal(z.T @ z / (n - 1))).sum() / d
+
+  return (
+    jnp.square(z1 - z2).mean(),
+    (spread(z1) + spread(z2)) / 2,
+    crossed(z1) + crossed(z2),
+  )
+
+
+def _off_diagonal(x):
+  """[d d] with zeros on the diagonal."""
+  return jnp.where(jnp.eye(len(x), dtype=bool), 0.0, x)
+
+
 def infonce(
   query: jax.Array, key: jax.Array, *, temperature: float
 ) -> jax.Array:

@@ -183,8 +183,9 @@ def make(
       without adaptation); "1d" stands for arrays of less than two dimensions.
     clip_global_norm: the gradients' norm is cut to it, frozen ones counted.
     clip_by_param: the norm of each parameter's gradient is (DINO).
-    groups: dicts of `match` with `lr_mult` or `weight_decay` or both; the first
-      that matches a parameter holds, also before `decay_exclude`.
+    groups: dicts of `match` with some of `lr_mult`; `lr`, a constant rate that
+      nothing scales or schedules; `weight_decay`. The first that matches a
+      parameter holds, also before `decay_exclude`.
     freeze: dicts of `match` and `steps`, see `freeze_until`.
     **hyper: of the optimiser.
 
@@ -218,7 +219,9 @@ def make(
 
   # Trees like the parameters, so that masks reach them too.
   def rates(params, rate):
-    of = lambda path, w: rate * in_group(path, "lr_mult", 1.0)
+    of = lambda path, w: in_group(
+      path, "lr", rate * in_group(path, "lr_mult", 1.0)
+    )
     return _map_with_path(of, params)
 
   def decays(params, decay):
@@ -282,19 +285,20 @@ def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6):
   )
 
 
-def lars(*, excluded, momentum=0.9, eeta=0.001, nesterov=False):
+def lars(
+  *, excluded, momentum=0.9, eeta=0.001, nesterov=False, rate_first=True
+):
   """LARS as google-research/simclr `lars_optimizer.py` has it.
 
   v <- momentum v + rate trust (g + decay w), w <- w - v: the rate is inside the
-  momentum. Trust is eeta |w| / |g + decay w|; parameters that are excluded have
+  momentum. With `rate_first=False` it is outside, as the authors of BYOL,
+  Barlow Twins and VICReg have it: v <- momentum v + trust (g + decay w), w <- w
+  - rate v. Trust is eeta |w| / |g + decay w|; parameters that are excluded have
   neither decay nor trust.
   """
-  return optax.chain(
-    _add_decay(),
-    _adapt(excluded, eeta),
-    _times_rate(),
-    optax.trace(momentum, nesterov=nesterov),
-  )
+  trace = optax.trace(momentum, nesterov=nesterov)
+  last = (_times_rate(), trace) if rate_first else (trace, _times_rate())
+  return optax.chain(_add_decay(), _adapt(excluded, eeta), *last)
 
 
 def larc(
@@ -425,11 +429,11 @@ def _clip_each(norm):
 
 
 def _check(groups, patterns):
-  keys = {"match", "lr_mult", "weight_decay"}
+  keys = {"match", "lr_mult", "lr", "weight_decay"}
   for group in groups:
     if "match" not in group or set(group) - keys:
       raise errors.UserError(
-        f"group {dict(group)}: give match, and lr_mult or weight_decay or both"
+        f"group {dict(group)}: give match, and lr_mult, lr or weight_decay"
       )
   for pattern in [*patterns, *(group["match"] for group in groups)]:
     try:

@@ -119,6 +119,77 @@ def test_moco_resnet50_imagenet_is_the_papers(variant):
     np.testing.assert_allclose(drops, [0.03, 0.003, 0.003, 3e-4], rtol=1e-5)
 
 
+RESNET50 = 25_557_032 - 2048 * 1000 - 1000
+
+
+def test_byol_resnet50_imagenet_is_the_papers():
+  path = os.path.join(ROOT, "configs", "byol_resnet50_imagenet.py")
+  config, state, rate = paper_state(path, (256, 256, 3))
+  norm = 2 * 4096
+  projector = 2048 * 4096 + norm + 4096 * 256
+  assert count(state.params["encoder"]) == RESNET50
+  assert count(state.params["projector"]) == projector
+  assert count(state.params["predictor"]) == 2 * 256 * 4096 + norm
+  teacher = count(state.method_state["teacher"]["params"])
+  assert teacher == RESNET50 + projector
+  assert config.batch_size == 4096 and config.epochs == 1000
+  warmup = round(10 * 1281167 / 4096)
+  np.testing.assert_allclose(rate(warmup), 0.2 * 16, rtol=1e-6)
+  np.testing.assert_allclose(rate(31200), 0.0, atol=1e-6)
+  for epochs, base, decay, ema in (
+    (1000, 0.2, 1.5e-6, 0.996),
+    (300, 0.3, 1e-6, 0.99),
+    (100, 0.45, 1e-6, 0.99),
+  ):
+    variant = "" if epochs == 1000 else f":epochs{epochs}"
+    config = config_lib.load(path + variant, [])
+    optimizer = config.optimizer
+    got = (optimizer.learning_rate, optimizer.weight_decay, config.method.ema)
+    assert config.epochs == epochs and got == (base, decay, ema)
+
+
+def test_simsiam_resnet50_imagenet_is_the_papers():
+  path = os.path.join(ROOT, "configs", "simsiam_resnet50_imagenet.py")
+  config, state, rate = paper_state(path, (256, 256, 3))
+  assert count(state.params["encoder"]) == RESNET50
+  # The last norm has no parameters.
+  projector = 3 * 2048 * 2048 + 2 * 2 * 2048
+  assert count(state.params["projector"]) == projector
+  predictor = 2048 * 512 + 2 * 512 + 512 * 2048 + 2048
+  assert count(state.params["predictor"]) == predictor
+  assert config.batch_size == 512 and config.epochs == 100
+  np.testing.assert_allclose(rate(0), 0.1, rtol=1e-6)
+  np.testing.assert_allclose(rate(15600), 0.05, rtol=1e-6)
+  (group,) = config.optimizer.groups
+  assert group["lr"] == pytest.approx(float(rate(0)))
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "vicreg"])
+def test_barlow_twins_and_vicreg_resnet50_imagenet_are_the_papers(name):
+  path = os.path.join(ROOT, "configs", f"{name}_resnet50_imagenet.py")
+  config, state, rate = paper_state(path, (256, 256, 3))
+  assert count(state.params["encoder"]) == RESNET50
+  projector = 2048 * 8192 + 2 * 8192 * 8192 + 2 * 2 * 8192
+  assert count(state.params["projector"]) == projector
+  assert config.batch_size == 2048 and config.epochs == 1000
+  warmup = round(10 * 1281167 / 2048)
+  np.testing.assert_allclose(rate(warmup), 0.2 * 8, rtol=1e-6)
+  np.testing.assert_allclose(rate(31200), 0.2 * 8 * 1e-3, rtol=1e-6)
+  # One step of ones, without momentum before: biases by their own rate.
+  tx, _ = run_lib.make_tx(
+    config, num_examples=1281167, steps_per_epoch=625, total_steps=31200
+  )
+  small = {"conv": {"kernel": jnp.ones((2, 2))}, "bn": {"bias": jnp.ones(2)}}
+  inner = tx.init(small)._replace(count=jnp.int32(warmup))
+  updates, _ = tx.update(jax.tree.map(jnp.ones_like, small), inner, small)
+  base = {"barlow_twins": 0.0048, "vicreg": 0.2}[name]
+  np.testing.assert_allclose(updates["bn"]["bias"], -8 * base, rtol=1e-6)
+  # LARS: a thousandth of the weights' norm.
+  np.testing.assert_allclose(
+    updates["conv"]["kernel"], -8 * 0.2 * 1e-3, rtol=1e-6
+  )
+
+
 def block(d):
   """Parameters of a ViT's block of width d."""
   return 12 * d * d + 13 * d

@@ -12,10 +12,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssljax import core
+from ssljax.methods import barlow_twins
+from ssljax.methods import byol
 from ssljax.methods import mae
 from ssljax.methods import moco
 from ssljax.methods import mocov3
 from ssljax.methods import simclr
+from ssljax.methods import simsiam
+from ssljax.methods import vicreg
 from ssljax.models import resnet
 from tests import toys
 
@@ -95,8 +99,8 @@ def under_pmap(step, devices):
   return call
 
 
-def run(method, wrap, *, axis_name=None, accumulate=1):
-  """Losses and parameters over five steps of Adam."""
+def run(method, wrap, *, axis_name=None, accumulate=1, steps=STEPS):
+  """Losses and the last state over steps of Adam."""
   # The bias of the keys has no gradient but rounding, which Adam would blow up.
   tx = optax.adam(1e-3, eps=1e-5)
   options = dict(augment=toys.augment)
@@ -109,7 +113,7 @@ def run(method, wrap, *, axis_name=None, accumulate=1):
     )
   )
   losses = []
-  for i in range(STEPS):
+  for i in range(steps):
     state, metrics = step(state, batch_of(i), RNG)
     losses.append(float(metrics["loss"]))
   return losses, state
@@ -259,6 +263,28 @@ def test_batch_norm_sees_the_global_batch_everywhere(name):
     losses, _ = run(method, wrap, axis_name=axis_name)
     # Only the first steps: batch norm amplifies rounding from step to step.
     np.testing.assert_allclose(losses[:2], expected[:2], rtol=1e-4)
+
+
+HEADS_WITH_NORM = {
+  "byol": lambda encoder: byol.make(
+    encoder, total_steps=10, out_dim=16, hidden_dim=32
+  ),
+  "simsiam": lambda encoder: simsiam.make(encoder, out_dim=16, predictor_dim=8),
+  "barlow_twins": lambda encoder: barlow_twins.make(encoder, features=(32, 16)),
+  "vicreg": lambda encoder: vicreg.make(encoder, features=(32, 16)),
+}
+
+
+@pytest.mark.parametrize("name", HEADS_WITH_NORM)
+def test_heads_with_batch_norm_see_the_global_batch_everywhere(name):
+  make = lambda axis_name: HEADS_WITH_NORM[name](
+    toys.Layer(axis_name=axis_name)
+  )
+  expected, _ = run(make(None), lambda s: under_jit(s, 1), steps=2)
+  for way in ("jit8", "shard_map8", "pmap8"):
+    wrap, axis_name, _ = WAYS[way]
+    losses, _ = run(make(axis_name), wrap, axis_name=axis_name, steps=2)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4, err_msg=way)
 
 
 def test_accumulation_with_batch_norm_is_refused():

@@ -108,6 +108,94 @@ def test_keys_and_queue_get_no_gradient():
   assert not np.any(grads[1]) and not np.any(grads[2])
 
 
+def barlow_twins_numpy(z1, z2):
+  """Equations 1 and 2, pair by pair of dimensions."""
+  z1, z2 = (z.astype(np.float64) - z.mean(0, np.float64) for z in (z1, z2))
+  d, on, off = z1.shape[1], 0.0, 0.0
+  for i in range(d):
+    for j in range(d):
+      variances = (np.mean(z1[:, i] ** 2), np.mean(z2[:, j] ** 2))
+      scale = np.sqrt(np.prod(np.add(variances, 1e-5)))
+      c = np.mean(z1[:, i] * z2[:, j]) / scale
+      on, off = (on + (1 - c) ** 2, off) if i == j else (on, off + c**2)
+  return on, off
+
+
+def vicreg_numpy(z1, z2):
+  """Equations 1 to 6, the variance halved as in the authors' code."""
+  z1, z2 = z1.astype(np.float64), z2.astype(np.float64)
+  variance = covariance = 0.0
+  for z in (z1, z2):
+    c = np.cov(z, rowvar=False)
+    hinge = np.maximum(0, 1 - np.sqrt(np.diag(c) + 1e-4))
+    variance += hinge.mean() / 2
+    covariance += (np.sum(c**2) - np.sum(np.diag(c) ** 2)) / z.shape[1]
+  return np.mean((z1 - z2) ** 2), variance, covariance
+
+
+REDUNDANCY = {
+  "barlow_twins": (losses.barlow_twins, barlow_twins_numpy),
+  "vicreg": (losses.vicreg, vicreg_numpy),
+}
+
+
+@pytest.mark.parametrize("n", [2, 5, 64])
+@pytest.mark.parametrize("name", REDUNDANCY)
+def test_redundancy_is_the_papers(name, n):
+  ours, numpys = REDUNDANCY[name]
+  z1, z2 = views(n)
+  np.testing.assert_allclose(ours(z1, z2), numpys(z1, z2), rtol=2e-5, atol=1e-6)
+
+
+def test_barlow_twins_of_a_hadamard_batch():
+  # Columns of mean 0, of variance 1, not correlated.
+  z = jnp.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+  np.testing.assert_allclose(losses.barlow_twins(z, z), (0, 0), atol=1e-9)
+  # Opposite views: 1 - (-1), squared, three times.
+  np.testing.assert_allclose(losses.barlow_twins(z, -z), (12, 0), rtol=1e-4)
+  # The first two columns swapped in one view.
+  swapped = losses.barlow_twins(z, z[:, [1, 0, 2]])
+  np.testing.assert_allclose(swapped, (2, 2), rtol=1e-4)
+
+
+def test_vicreg_of_a_hadamard_batch():
+  z = jnp.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+  np.testing.assert_allclose(losses.vicreg(z, z), (0, 0, 0), atol=1e-9)
+  # Half as large: the unbiased variance is 1/3.
+  near, spread, crossed = losses.vicreg(0.5 * z, -0.5 * z)
+  np.testing.assert_allclose(near, 1.0)
+  np.testing.assert_allclose(spread, 1 - np.sqrt(1 / 3 + 1e-4), rtol=1e-6)
+  np.testing.assert_allclose(crossed, 0.0, atol=1e-9)
+  # One column three times: six covariances of 4/3 in each view, over 3.
+  same = jnp.tile(z[:, :1], (1, 3))
+  crossed = losses.vicreg(same, same)[2]
+  np.testing.assert_allclose(crossed, 2 * 6 * (4 / 3) ** 2 / 3, rtol=1e-6)
+
+
+def test_cosine_of_constants():
+  x = jnp.array([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
+  y = jnp.array([[6.0, 8.0], [0.0, 5.0], [-1.0, 0.0], [1.0, 1.0]])
+  np.testing.assert_allclose(losses.cosine(x, y), [1, 0, -1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*REDUNDANCY, "cosine"])
+def test_losses_of_two_views_at_extremes(name):
+  loss = losses.cosine if name == "cosine" else REDUNDANCY[name][0]
+  for z1, z2 in (
+    (jnp.zeros((4, 8)), jnp.zeros((4, 8))),
+    (jnp.full((4, 8), 3.0), jnp.full((4, 8), -3.0)),
+    (views(4)[0],) * 2,
+    views(2),
+    tuple(map(jnp.bfloat16, views(4))),
+  ):
+    terms, grad_of = jax.vjp(loss, z1, z2)
+    terms = jax.tree.leaves(terms)
+    assert all(t.dtype == jnp.float32 and np.isfinite(t).all() for t in terms)
+    ones = jax.tree.map(jnp.ones_like, loss(z1, z2))
+    for z, grad in zip((z1, z2), grad_of(ones)):
+      assert grad.dtype == z.dtype and np.isfinite(np.float32(grad)).all()
+
+
 def test_masked_pixels_counts_removed_patches_alone():
   prediction = jnp.ones((2, 4, 3))
   target = jnp.zeros((2, 4, 3)).at[0, 0].set(9.0)

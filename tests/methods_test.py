@@ -1,4 +1,4 @@
-"""What the papers say of MoCo and MAE, on small encoders."""
+"""What the papers say of their methods, on small encoders."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ import pytest
 from ssljax import core
 from ssljax import errors
 from ssljax import ops
+from ssljax.methods import byol
 from ssljax.methods import mae
 from ssljax.methods import moco
 from ssljax.methods import mocov3
+from ssljax.methods import simsiam
 from ssljax.models import resnet
 from tests import toys
 
@@ -97,6 +99,64 @@ def test_mocov3_teacher_has_no_predictor_and_follows_the_schedule():
     assert_trees_close(
       after.method_state["teacher"]["params"], ops.ema(old, new, m)
     )
+
+
+def test_byols_target_starts_apart_and_moves_by_ema_alone():
+  method = byol.make(
+    toys.Layer(), total_steps=4, out_dim=8, hidden_dim=16, ema=0.5
+  )
+  states, metrics = train(method, 4)
+  first = states[0]
+  start = first.method_state["teacher"]["params"]
+  assert set(start) == {"encoder", "projector"}
+  for part in start:
+    a, b = (
+      np.concatenate([x.ravel() for x in jax.tree.leaves(tree[part])])
+      for tree in (start, first.params)
+    )
+    drawn = (a != 0) & (a != 1)  # not offsets and scales
+    assert drawn.any() and (a[drawn] != b[drawn]).all()
+  for i, (before, after) in enumerate(zip(states, states[1:])):
+    old = before.method_state["teacher"]["params"]
+    m = 1 - 0.5 * 0.5 * (1 + np.cos(np.pi * i / 4))
+    new = {name: after.params[name] for name in old}
+    assert_trees_close(
+      after.method_state["teacher"]["params"], ops.ema(old, new, m)
+    )
+  # Each network has statistics of its own, and both are of the batch.
+  last = states[-1].method_state
+  mean = lambda stats: stats["projector"]["bn0"]["mean"]
+  online, target = (
+    mean(last["batch_stats"]),
+    mean(last["teacher"]["batch_stats"]),
+  )
+  assert np.abs(target).min() > 0 and np.abs(online - target).min() > 0
+  # Two cosines of networks that know nothing of each other.
+  assert 0 < metrics[0]["loss"] < 8
+
+
+def test_simsiams_targets_carry_no_gradient():
+  method = simsiam.make(toys.Layer(), out_dim=16, predictor_dim=8)
+  views = np.random.default_rng(0).normal(size=(8, 2, 8, 8, 1))
+  batch = {
+    "views": views.astype(np.float32),
+    "key": jax.random.split(RNG, 8),
+  }
+  params, state = method.init(RNG, batch)
+
+  def of(params, part):
+    out, _ = method.forward(params, state, batch, step=0, train=True)
+    return sum(jnp.sum(out[f"{part}{i}"] ** 3) for i in (1, 2))
+
+  for part, carries in (("target", False), ("prediction", True)):
+    grads = jax.grad(of)(params, part)
+    for name in ("encoder", "projector"):
+      leaves = jax.tree.leaves(grads[name])
+      assert any(np.any(g) for g in leaves) == carries, (part, name)
+  # Targets are the standardised projections, without scale and offset.
+  out, _ = method.forward(params, state, batch, step=0, train=True)
+  np.testing.assert_allclose(out["target1"].mean(axis=0), 0, atol=1e-5)
+  np.testing.assert_allclose(out["target1"].std(axis=0), 1, atol=1e-3)
 
 
 def test_mae_sees_nothing_of_what_is_masked():

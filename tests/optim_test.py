@@ -194,8 +194,9 @@ def test_lamb():
   assert_same(run(tx, params, grads)[0], reference(step, params, grads), 2e-6)
 
 
+@pytest.mark.parametrize("rate_first", [False, True])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_lars_has_the_rate_inside_the_momentum(nesterov):
+def test_lars_has_the_rate_inside_the_momentum_or_outside(nesterov, rate_first):
   params, grads = problem(zeros=("head/kernel",))
   grads[0]["encoder/conv/kernel"] *= 0.0
   params["encoder/conv/kernel"] *= 1e2
@@ -206,6 +207,7 @@ def test_lars_has_the_rate_inside_the_momentum(nesterov):
     decay_exclude=("bias", "scale"),
     eeta=0.002,
     nesterov=nesterov,
+    rate_first=rate_first,
   )
 
   def step(path, t, w, g, memory):
@@ -215,9 +217,10 @@ def test_lars_has_the_rate_inside_the_momentum(nesterov):
       w_norm, g_norm = np.linalg.norm(w), np.linalg.norm(g)
       if w_norm > 0 and g_norm > 0:
         trust = 0.002 * w_norm / g_norm
-    scaled = RATES[t] * trust * g
+    inside, outside = (RATES[t], 1.0) if rate_first else (1.0, RATES[t])
+    scaled = inside * trust * g
     v = memory["v"] = 0.9 * memory.get("v", 0 * w) + scaled
-    return w - (0.9 * v + scaled if nesterov else v)
+    return w - outside * (0.9 * v + scaled if nesterov else v)
 
   assert_same(run(tx, params, grads)[0], reference(step, params, grads))
 
@@ -273,6 +276,28 @@ def test_groups_and_masks():
     lambda path, t: decays[path],
   )
   assert_same(run(tx, params, grads)[0], reference(step, params, grads))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "larc"])
+def test_a_groups_own_rate_is_neither_scheduled_nor_scaled(name):
+  params, grads = problem()
+  options = dict(name=name, weight_decay=0.01, decay_exclude=("bias",))
+  make = lambda **kw: run(optim.make(**options, **kw), params, grads)[0]
+  # Before lr_mult, which would scale it.
+  ours = make(
+    learning_rate=read(RATES),
+    groups=(dict(match="^head/", lr=0.07, lr_mult=3.0),),
+  )
+  pick = lambda history, part: [
+    {path: x for path, x in flat.items() if path.startswith(part)}
+    for flat in history
+  ]
+  constant, scheduled = (
+    make(learning_rate=0.07),
+    make(learning_rate=read(RATES)),
+  )
+  assert_same(pick(ours, "head"), pick(constant, "head"))
+  assert_same(pick(ours, "encoder"), pick(scheduled, "encoder"))
 
 
 def test_clip_global_norm():
@@ -470,7 +495,7 @@ STEPS_OF = dict(batch_size=1, num_examples=9, total_steps=9)
     (lambda: make_and_init(name="adam"), "unknown optimizer 'adam'"),
     (lambda: make_and_init(beta=0.9), "beta"),
     (lambda: make_and_init(groups=(dict(match="haed"),)), "no parameter"),
-    (lambda: make_and_init(groups=(dict(match="a", lr=1),)), "lr_mult"),
+    (lambda: make_and_init(groups=(dict(match="a", rate=1),)), "lr_mult"),
     (
       lambda: make_and_init(freeze=(dict(match="last", steps=1),)),
       "no parameter matches 'last'",

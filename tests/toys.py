@@ -1,6 +1,7 @@
 """What tests hold the core to: a tiny encoder, views, and a toy method, whose
 loss is a sum over a count that differs between examples."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +14,18 @@ from ssljax.models import vit
 def encoder(**kwargs):
   """A ViT without batch norm: dim 32, 2 layers, patches of 2 x 2."""
   return vit.make(variant="Mu/2", **kwargs)
+
+
+class Layer(nn.Module):
+  """One layer under the encoder contract, which compiles fast."""
+
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x, *, train, keep=None, key=None):
+    h = nn.relu(nn.Dense(32)(x.reshape(len(x), -1)))
+    return {"pooled": h, "tokens": h[:, None]}
 
 
 def augment(batch):
