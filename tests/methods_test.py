@@ -157,6 +157,9 @@ def test_simsiams_targets_carry_no_gradient():
   out, _ = method.forward(params, state, batch, step=0, train=True)
   np.testing.assert_allclose(out["target1"].mean(axis=0), 0, atol=1e-5)
   np.testing.assert_allclose(out["target1"].std(axis=0), 1, atol=1e-3)
+  # As torch's layers: [16 8], uniform within 1 / sqrt(16).
+  kernel = np.abs(params["predictor"]["dense0"]["kernel"])
+  assert 0.2 < kernel.max() <= 0.25 and 0.1 < kernel.mean() < 0.15
 
 
 def test_mae_sees_nothing_of_what_is_masked():

@@ -20,7 +20,10 @@ def make(encoder, loss: Callable, **head) -> core.Method:
     **head: fields of `heads.MLP`.
   """
   projector = heads.MLP(
-    dtype=encoder.dtype, axis_name=encoder.axis_name, **head
+    kernel_init=heads.TORCH,
+    dtype=encoder.dtype,
+    axis_name=encoder.axis_name,
+    **head,
   )
 
   def init(rng, batch):

@@ -32,7 +32,12 @@ def make(
     predictor_dim: width of the predictor's hidden layer.
     num_layers: of the projector; its hidden layers are as wide as the encoder.
   """
-  options = dict(dtype=encoder.dtype, axis_name=encoder.axis_name)
+  options = dict(
+    # Under SGD the size of a weight that norm follows is its rate.
+    kernel_init=heads.TORCH,
+    dtype=encoder.dtype,
+    axis_name=encoder.axis_name,
+  )
   projector = heads.MLP(
     features=(None,) * (num_layers - 1) + (out_dim,),
     out_norm="batch_no_affine",
@@ -92,8 +97,8 @@ def make(
     cosine = losses.cosine(features["prediction1"], features["target2"])
     other = losses.cosine(features["prediction2"], features["target1"])
     loss = -jnp.mean(cosine + other) / 2
-    # 1 where the projections are isotropic, 0 where they collapsed: section 4.1,
-    # where it is 1 / sqrt(d).
+    # 1 where the projections are isotropic, 0 where they collapsed; figure 2 of
+    # the paper shows it over sqrt(d).
     z = ops.l2_normalize(features["target1"])
     spread = jnp.std(z, axis=0).mean() * jnp.sqrt(jnp.float32(out_dim))
     return loss, (method_state, {"projection_std": spread})

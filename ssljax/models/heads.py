@@ -9,6 +9,9 @@ from ssljax.models import norm as norms
 from ssljax.models import text
 from ssljax.models import vit
 
+# As torch's `Linear` starts: uniform within 1 / sqrt(fan in).
+TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 class MLP(nn.Module):
   """Dense layers with ReLU between, each followed by batch norm if asked.
@@ -21,7 +24,7 @@ class MLP(nn.Module):
     BYOL: (4096, 256); out_bias False
     SimSiam: (None, None, 2048), out_norm "batch_no_affine"; predictor (512,
       2048)
-    Barlow Twins: (8192, 8192, 8192); out_bias False
+    Barlow Twins, VICReg: (8192, 8192, 8192); out_bias False
 
   Attributes:
     features: widths of the layers; None is the width of the input.
@@ -29,7 +32,8 @@ class MLP(nn.Module):
     out_norm: after the last layer: None, "batch", "batch_no_offset" (scale
       alone) or "batch_no_affine".
     out_bias: a bias on the last layer, where no norm follows.
-    kernel_init: of all layers; SimCLR's authors have normal(0.01).
+    kernel_init: of all layers; SimCLR's authors have normal(0.01), those who
+      use torch `TORCH`.
     dtype: of the computation.
     axis_name: the mapped axis of batch norm's statistics, as in encoders.
   """
