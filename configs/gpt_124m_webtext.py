@@ -2,9 +2,9 @@
 
 512 rows of 1,024 tokens a step, as the paper says. It leaves the rate open
 ("manually tuned"), and so the rate, the warm-up and the decay are those of the
-first GPT (Radford et al. 2018, section 4.1), which trained 100 epochs; a million
-steps are a choice of ours. On OpenWebText others' reach 2.85 nats a token. Not
-yet reproduced here.
+first GPT (Radford et al. 2018, section 4.1), which trained 100 epochs; a
+million steps are a choice of ours. On OpenWebText others' reach 2.85 nats a
+token. Not yet reproduced here.
 
 `data.name` is a folder of .txt or .jsonl files; `tokenizer.json` the published
 one, of 50,257 tokens.

@@ -3,9 +3,12 @@
   ssljax train --config=configs/moco_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Two CPU cores, 1,404 steps in 1,039 s: kNN 0.8315, linear 0.8521, one seed; raw
-pixels 0.8447 and 0.8458, this encoder before training 0.7656 and 0.7607. One
-run, nothing chosen: its kNN is still below that of raw pixels.
+Two CPU cores, 6,090 steps: kNN 0.8482, linear 0.8613, one seed; raw pixels
+0.8447 and 0.8458, this encoder before training 0.7657 and 0.7607. A step took
+0.175 s by itself, 18 minutes in all; this run shared the machine. Small batches
+are what matters here: after one epoch on nine tenths of the training set, kNN
+on the other tenth was 0.831 with batches of 64 and 0.786 with 256; 6 epochs
+with 256 gave 0.8315 and 0.8521.
 """
 
 from ssljax import config as config_lib
@@ -14,7 +17,8 @@ from ssljax import config as config_lib
 def get_config(arg=None):
   """Variants: `quick`."""
   config = config_lib.base()
-  config.epochs = 6.0
+  config.batch_size = 64
+  config.epochs = 6.5
   config.data.name = "fashion_mnist"
   config.augment = dict(
     name="moco_v2",
