@@ -13,7 +13,7 @@ def get_config(arg=None):
   """Variants: `quick`."""
   config = config_lib.base("text")
   config.batch_size = 32
-  config.epochs = 10.0
+  config.epochs = 2.5
   config.data.update(
     name="wordnet_glosses",
     tokenizer="bert",
@@ -35,7 +35,7 @@ def get_config(arg=None):
     decay_exclude=("1d",),
     clip_global_norm=1.0,
   )
-  config.schedule = dict(name="linear", warmup_epochs=0.5)
+  config.schedule = dict(name="linear", warmup_epochs=0.25)
   config.eval.update(
     train_split="train",
     test_split="test",

@@ -13,7 +13,7 @@ def get_config(arg=None):
   """Variants: `quick`."""
   config = config_lib.base("text")
   config.batch_size = 32
-  config.epochs = 10.0
+  config.epochs = 2.5
   config.data.update(
     name="wordnet_glosses",
     tokenizer="roberta",
@@ -39,7 +39,7 @@ def get_config(arg=None):
     weight_decay=0.01,
     decay_exclude=("1d",),
   )
-  config.schedule = dict(name="linear", warmup_epochs=0.5)
+  config.schedule = dict(name="linear", warmup_epochs=0.25)
   config.eval.update(
     train_split="train",
     test_split="test",

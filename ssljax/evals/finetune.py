@@ -11,7 +11,7 @@ import optax
 from ssljax import errors
 
 _BATCH = 32
-_EPOCHS, _MOST_STEPS = 10, 1000
+_EPOCHS, _MOST_STEPS = 10, 600
 _RATES = (3e-4, 1e-3)
 _DECAY, _WARMUP, _CLIP = 0.01, 0.1, 1.0
 _EVAL_BATCH = 500
@@ -49,7 +49,7 @@ def finetune(
 ) -> dict:
   """Returns `accuracies`, one for each seed, `rate` and `protocol`.
 
-  AdamW with warm-up and a linear decay, 10 epochs but at most 1,000 steps of
+  AdamW with warm-up and a linear decay, 10 epochs but at most 600 steps of
   32. The rate is chosen on a held-out tenth of the places, with the first seed;
   then each seed, of the classifier and the order, learns from all of them.
 
