@@ -59,8 +59,8 @@ def evaluate(
     the loss and each metric; of text also the perplexity and bits a byte.
     `finetune`: by fraction the mean accuracy over the seeds, its spread (the
     sample standard deviation) and all, from this start and from before training
-    (`scratch`), and `raw`, `linear` of the raw input. Written to
-    `eval/<step>.json` in the workdir as well.
+    (`scratch`), and `raw`, `linear` of the raw input. Kept in
+    `eval/<step>.json` in the workdir as well, beside what other protocols gave.
 
   Raises:
     UserError: no such run, checkpoint, protocol, dataset or split.
@@ -204,12 +204,12 @@ def _finetuned(run, state, start, sets, fractions, seeds):
 
 
 def _record(figures, path):
-  """Writes the figures, whole or not at all."""
+  """Adds the figures to those of other protocols, whole or not at all."""
   draft = path + ".draft"
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(draft, "w") as f:
-      json.dump(figures, f, indent=2)
+      json.dump(_joined(_before(path), figures), f, indent=2)
     os.replace(draft, path)
   except OSError as e:
     with contextlib.suppress(OSError):
@@ -218,6 +218,25 @@ def _record(figures, path):
       f"{path} could not be written ({e.strerror}): make room and evaluate "
       f"again; the figures were {json.dumps(figures)}"
     ) from e
+
+
+def _before(path):
+  try:
+    with open(path) as f:
+      return json.load(f)
+  except (FileNotFoundError, ValueError):
+    return {}
+
+
+def _joined(old, new):
+  """The figures of one dataset, those of `new` first."""
+  if old.get("dataset") != new["dataset"]:
+    return new
+  joined = old | new
+  for key in ("protocol", "finetune"):  # by protocol, by fraction
+    if key in old and key in new:
+      joined[key] = old[key] | new[key]
+  return joined
 
 
 def restore(workdir: str, step: int | None = None):

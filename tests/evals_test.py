@@ -1,6 +1,7 @@
 """Evaluation protocols against scikit-learn, and at their extremes."""
 
 import gzip
+import json
 import os
 
 import jax
@@ -307,3 +308,24 @@ def test_a_part_of_the_labels():
   np.testing.assert_array_equal(places, finetune.subset(labels, 0.1))
   with pytest.raises(errors.UserError, match="give one in"):
     finetune.subset(labels, 0.01)
+
+
+def test_figures_of_protocols_are_kept_together(tmp_path):
+  from ssljax import evaluate
+
+  path = str(tmp_path / "eval" / "7.json")
+  record = lambda **more: evaluate._record({"dataset": "d", **more}, path)
+  record(knn=0.5, protocol={"knn": "knn/1"}, finetune={"0.1": {"accuracy": 1}})
+  record(loss=2.0, protocol={"loss": "loss/1"}, finetune={"1": {"accuracy": 2}})
+  with open(path) as f:
+    kept = json.load(f)
+  assert kept == {
+    "dataset": "d",
+    "knn": 0.5,
+    "loss": 2.0,
+    "protocol": {"knn": "knn/1", "loss": "loss/1"},
+    "finetune": {"0.1": {"accuracy": 1}, "1": {"accuracy": 2}},
+  }
+  evaluate._record({"dataset": "other", "knn": 0.1}, path)
+  with open(path) as f:
+    assert json.load(f) == {"dataset": "other", "knn": 0.1}

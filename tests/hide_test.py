@@ -139,9 +139,7 @@ def test_keys_depend_on_the_epoch_and_the_example_alone():
 def test_spans_are_runs_of_hidden_tokens():
   """As many runs as fairseq's: 0.35 * 40 / 4, rounded by chance."""
   tokens = rows()
-  out = hide(
-    tokens, rate=0.35, span=4, most=18, mask_part=1.0, random_part=0.0
-  )
+  out = hide(tokens, rate=0.35, span=4, most=18, mask_part=1.0, random_part=0.0)
   hidden = out["tokens"] == MASK
   np.testing.assert_array_equal(hidden.sum(axis=1), out["weights"].sum(axis=1))
   counts = hidden.sum(axis=1)
