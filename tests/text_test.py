@@ -301,3 +301,26 @@ def test_what_an_encoder_cannot_honour_is_refused(kind):
     run(np.zeros((1, 17), int))
   with pytest.raises(ValueError, match="2 blocks"):
     run(TOKENS, layers=(2,))
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_bfloat16_learns_with_float32_parameters(kind):
+  module = encoder(kind, dtype=jnp.bfloat16, dropout=0.1)
+  module_of = {"bert": bert_method, "gpt": gpt_method}[kind]
+  method, tx = module_of.make(module), optax.adam(1e-2)
+  state = core.init_state(method, tx, jax.random.key(0), batch_of(0))
+  dtypes = {str(x.dtype) for x in jax.tree.leaves(state.params)}
+  assert dtypes == {"float32"}
+  step = jax.jit(core.make_train_step(method, tx))
+  losses = []
+  for _ in range(12):
+    state, metrics = step(state, batch_of(0), jax.random.key(1))
+    losses.append(float(metrics["loss"]))
+    assert np.isfinite(metrics["grad_norm"])
+  assert losses[-1] < 0.9 * losses[0]
+  plain = module_of.make(encoder(kind, dropout=0.1))
+  start = core.init_state(plain, tx, jax.random.key(0), batch_of(0))
+  _, exact = jax.jit(core.make_train_step(plain, tx))(
+    start, batch_of(0), jax.random.key(1)
+  )
+  np.testing.assert_allclose(losses[0], exact["loss"], rtol=2e-2)
