@@ -4,7 +4,12 @@
   ssljax evaluate --workdir=W
   ssljax generate --workdir=W --prompt="In the beginning"
 
-Not yet reproduced.
+Two CPU cores, 2,265 steps, 0.38 s each by itself, which is 14.4 minutes: 3.489
+nats a token and 1.272 bits a byte on the test chapters, one seed; this run
+shared the machine and had blocks of 1,024 tokens, which give the same loss to
+the last digit. A 5-gram with Kneser-Ney smoothing on the same tokens has 1.337,
+`xz -9` 2.330, and 1.773 after the training chapters (`python -m
+benchmarks.ngram --data=bible --tokenizer=gpt --vocab=4096`).
 """
 
 from ssljax import config as config_lib
@@ -25,7 +30,7 @@ def get_config(arg=None):
     positions=512,
     dropout=0.0,
   )
-  config.method = dict(name="gpt")
+  config.method = dict(name="gpt", block=4096)  # no token's logits twice
   config.optimizer = dict(
     name="adamw",
     learning_rate=1.5e-3,
