@@ -71,18 +71,19 @@ def generate(
     top_k=top_k,
     top_p=top_p,
   )
-  pieces, last = [], list(tokenizer.encode([prompt])[0])
-  for token in [*np.asarray(added[0]), tokenizer.end]:
-    if token == tokenizer.end:
-      pieces.append(tokenizer.decode(last))
-      last = []
-    else:
-      last.append(token)
   return {
-    "text": "\n".join(pieces).rstrip("\n"),
+    "text": lines(tokenizer, [*start[1:], *np.asarray(added[0])]),
     "tokens": tokens,
     "step": int(state.step),
   }
+
+
+def lines(tokenizer, tokens) -> str:
+  """The text of tokens, a line for each document."""
+  ends = np.flatnonzero(np.asarray(tokens) == tokenizer.end)
+  documents = np.split(np.asarray(tokens), ends)
+  text = "\n".join(tokenizer.decode(d, special=False) for d in documents)
+  return text.rstrip("\n")
 
 
 @functools.partial(

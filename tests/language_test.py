@@ -79,6 +79,16 @@ def test_draws_have_the_asked_distribution():
   np.testing.assert_allclose(shares(temperature=0.5), cold, atol=0.02)
 
 
+def test_an_end_of_a_document_is_a_line():
+  from ssljax.data import tokens
+
+  tokenizer = tokens.train(["a b", "c d"] * 9, kind="gpt", vocab=270)
+  a, b = tokenizer.encode(["a b", "c d"])
+  row = np.concatenate([a, [tokenizer.end], b, [tokenizer.end]])
+  assert language.lines(tokenizer, row) == "a b\nc d"
+  assert language.lines(tokenizer, a) == "a b"
+
+
 def test_generate_goes_on_with_the_prompt(runs):
   say = lambda **options: language.generate(
     runs["gpt"], prompt="The data", tokens=9, **options

@@ -139,7 +139,7 @@ def _samples(run, state, texts):
     top_p=0.95,
   )
   return [
-    (tokenizer.decode(a), tokenizer.decode(b, special=False))
+    (tokenizer.decode(a), language.lines(tokenizer, b))
     for a, b in zip(starts, np.asarray(added))
   ]
 
