@@ -454,7 +454,12 @@ def test_a_full_disk_ends_with_3_and_keeps_what_was_saved(config, tmp_path):
   try:
     workdir = str(mount / "run")
     flags = [f"--config={config}", f"--workdir={workdir}"]
-    line = ssljax("train", *flags, "--config.checkpoint.keep=100", status=3)
+    # Sixteen checkpoints, of which about four fit.
+    flags += [
+      "--config.checkpoint.keep=100",
+      "--config.checkpoint.every_steps=5",
+    ]
+    line = ssljax("train", *flags, status=3)
     assert "could not be written" in line and "is kept" in line
     steps = sorted(map(int, _steps(workdir)))
     assert steps, "no checkpoint fitted; the test's disk is too small"
