@@ -460,7 +460,8 @@ def test_a_full_disk_ends_with_3_and_keeps_what_was_saved(config, tmp_path):
       "--config.checkpoint.every_steps=5",
     ]
     line = ssljax("train", *flags, status=3)
-    assert "could not be written" in line and "is kept" in line
+    # The checkpoint, or the log that is written meanwhile.
+    assert "could not be written" in line and " kept" in line
     steps = sorted(map(int, _steps(workdir)))
     assert steps, "no checkpoint fitted; the test's disk is too small"
     filler = mount / "filler"
