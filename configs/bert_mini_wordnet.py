@@ -3,7 +3,11 @@
   ssljax train --config=configs/bert_mini_wordnet.py --workdir=W
   ssljax evaluate --workdir=W --fractions=0.01,0.1 --seeds=5
 
-Not yet reproduced.
+Two CPU cores, 1,272 steps, 0.67 s each where little else ran, 14 minutes (this
+run shared the machine): 5.092 nats a hidden token and 27.6 % of them guessed on
+the test split. The lexicographer file, 45 classes, by frozen features: kNN
+0.5418, linear 0.5787; before training 0.5122 and 0.4798; TF-IDF 0.6639 and
+0.7609, which is above.
 """
 
 from ssljax import config as config_lib
