@@ -120,3 +120,54 @@ def masked_mean(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     return x.mean(axis=1)
   mask = mask.astype(x.dtype)[..., None]
   return (x * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+
+
+def sinkhorn(
+  logits: jax.Array,
+  *,
+  epsilon: float,
+  iterations: int = 3,
+  mask: jax.Array | None = None,
+) -> jax.Array:
+  """Assignments of examples to equally used prototypes (SwAV, eq. 3 and 5).
+
+  `distributed_sinkhorn` of facebookresearch/swav `main_swav.py`: exp(logits /
+  epsilon), then in turn each prototype to the sum n / k and each example to 1.
+  The value for the whole batch, and no gradient.
+
+  Only the scales u [n] and v [k] of the result u_i v_j exp(logits_ij / epsilon)
+  are iterated: no pass but the last writes a matrix. That is exact while the
+  exponents lie within 60 of each other, as cosines over 0.05 do; where they do
+  not, the scales are iterated as logarithms instead.
+
+  Args:
+    logits: [n k], of n examples with k prototypes.
+    epsilon: the temperature; smaller is closer to one prototype an example.
+    iterations: of both sums.
+    mask: bool [n], the rows that take part, or None for all.
+
+  Returns:
+    float32 [n k]; each row sums to 1, or to 0 where `mask` is False.
+  """
+  logits = jax.lax.stop_gradient(logits.astype(jnp.float32)) / epsilon
+  n, k = logits.shape
+  present = jnp.ones((n,)) if mask is None else mask.astype(jnp.float32)
+  high = logits.max()
+
+  def scales(logits):
+    scaled = jnp.exp(logits - high)
+    u = present
+    for _ in range(iterations):
+      v = 1 / (u @ scaled)
+      u = present / (scaled @ v)
+    return u[:, None] * scaled * v
+
+  def log_scales(logits):
+    u = jnp.log(present)
+    for _ in range(iterations):
+      v = -jax.nn.logsumexp(logits + u[:, None], axis=0)
+      u = jnp.log(present) - jax.nn.logsumexp(logits + v, axis=1)
+    return jnp.exp(logits + u[:, None] + v)
+
+  narrow = high - logits.min() < 60
+  return jax.lax.cond(narrow, scales, log_scales, logits)

@@ -51,3 +51,33 @@ def test_ema():
 def test_l2_normalize_of_zero_is_zero_with_a_finite_gradient():
   grad = jax.grad(lambda x: ops.l2_normalize(x).sum())(jnp.zeros(3))
   assert np.isfinite(grad).all()
+
+
+def _sinkhorn(logits, epsilon, iterations):
+  """facebookresearch/swav's, in float64 NumPy."""
+  q = np.exp(np.float64(logits) / epsilon).T
+  q /= q.sum()
+  for _ in range(iterations):
+    q /= q.sum(axis=1, keepdims=True) * q.shape[0]
+    q /= q.sum(axis=0, keepdims=True) * q.shape[1]
+  return (q * q.shape[1]).T
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0])  # as scales, as logarithms
+def test_sinkhorn_is_the_authors(scale):
+  logits = np.random.RandomState(0).uniform(-1, 1, (24, 10)) * scale
+  ours = ops.sinkhorn(jnp.array(logits), epsilon=0.05, iterations=3)
+  expected = _sinkhorn(logits, 0.05, 3)
+  np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=1e-6)
+  np.testing.assert_allclose(ours.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_sinkhorn_does_not_see_masked_rows_nor_overflow():
+  logits = jnp.array(np.random.RandomState(0).normal(size=(12, 5)))
+  mask = jnp.arange(12) < 8
+  for scale in (1.0, 1e4):
+    x = logits * scale
+    masked = ops.sinkhorn(x, epsilon=0.5, mask=mask)
+    alone = ops.sinkhorn(x[:8], epsilon=0.5)
+    np.testing.assert_allclose(masked[:8], alone, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(masked[8:], 0)
