@@ -168,6 +168,8 @@ def make(
   decay_exclude: tuple[str, ...] = (),
   clip_global_norm: float | None = None,
   clip_by_param: float | None = None,
+  clip_by_module: float | None = None,
+  layer_decay: float | None = None,
   groups: tuple[dict, ...] = (),
   freeze: tuple[dict, ...] = (),
   **hyper,
@@ -183,10 +185,14 @@ def make(
       without adaptation); "1d" stands for arrays of less than two dimensions.
     clip_global_norm: the gradients' norm is cut to it, frozen ones counted.
     clip_by_param: the norm of each parameter's gradient is (DINO).
+    clip_by_module: that of each part of the parameters, as "encoder", is
+      (DINOv2).
+    layer_decay: times the rate, to the power of the depth below the encoder's
+      last norm, see `layer_depths`; `groups` go on top.
     groups: dicts of `match` with some of `lr_mult`; `lr`, a constant rate that
       nothing scales or schedules; `weight_decay`. The first that matches a
       parameter holds, also before `decay_exclude`.
-    freeze: dicts of `match` and `steps`, see `freeze_until`.
+    freeze: dicts of `match` and `steps`, maybe `moments`, see `freeze_until`.
     **hyper: of the optimiser.
 
   Raises:
@@ -216,13 +222,19 @@ def make(
     tx = optax.chain(optax.clip_by_global_norm(clip_global_norm), tx)
   if clip_by_param:
     tx = optax.chain(_clip_each(clip_by_param), tx)
+  if clip_by_module:
+    tx = optax.chain(_clip_modules(clip_by_module), tx)
 
   # Trees like the parameters, so that masks reach them too.
   def rates(params, rate):
     of = lambda path, w: in_group(
       path, "lr", rate * in_group(path, "lr_mult", 1.0)
     )
-    return _map_with_path(of, params)
+    tree = _map_with_path(of, params)
+    if layer_decay is None:
+      return tree
+    slower = lambda rate, depth: rate * layer_decay**depth
+    return jax.tree.map(slower, tree, layer_depths(params))
 
   def decays(params, decay):
     of = lambda path, w: in_group(
@@ -335,11 +347,15 @@ def larc(
 
 
 def freeze_until(
-  steps: int | None, tx: optax.GradientTransformation, match: str
+  steps: int | None,
+  tx: optax.GradientTransformation,
+  match: str,
+  moments: bool = False,
 ) -> optax.GradientTransformation:
   """No update, no decay and no moments for what `match` finds, for `steps`.
 
-  None is for ever.
+  None is for ever. With `moments` these are gathered nevertheless, as by a rate
+  of zero, which DINOv2 has where DINO has no gradient.
   Not the same as gradients of zero, which let decay and momentum go on. After
   `steps`, `tx` begins for these parameters as at step 0; schedules of `make` go
   on, but those that `tx` itself counts begin too.
@@ -354,7 +370,8 @@ def freeze_until(
     thawed = state.count >= steps
     keep = lambda a, b: jnp.where(thawed, a, b)
     zeros = jax.tree.map(jnp.zeros_like, updates)
-    inner = jax.tree.map(keep, inner, state.inner)
+    if not moments:
+      inner = jax.tree.map(keep, inner, state.inner)
     return jax.tree.map(keep, updates, zeros), State(state.count + 1, inner)
 
   late = optax.GradientTransformationExtraArgs(init, update)
@@ -426,6 +443,50 @@ def _clip_each(norm):
     return g * jnp.minimum(1.0, norm / (jnp.linalg.norm(g) + 1e-6))
 
   return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+def _clip_modules(norm):
+  """`clip_grad_norm_` of torch, for each part of the gradients."""
+
+  def clip(tree):
+    scale = jnp.minimum(1.0, norm / (optax.global_norm(tree) + 1e-6))
+    return jax.tree.map(lambda g: g * scale, tree)
+
+  return optax.stateless(
+    lambda updates, _: {name: clip(tree) for name, tree in updates.items()}
+  )
+
+
+def layer_depths(params):
+  """How many layers below the encoder's last norm each parameter is.
+
+  facebookresearch/dinov2 `utils/param_groups.py`, and BEiT: of a ViT of n
+  blocks the last has 1, the first n, and n + 1 what comes before them: patch
+  embedding, positions, class, mask and register tokens. The last norm and all
+  that is outside the encoder have 0. Scanned blocks have an array.
+  """
+  number = lambda path: re.search(r"^encoder/block(\d+)/", path)
+  blocks = 0
+
+  def see(path, w):
+    nonlocal blocks
+    if found := number(path):
+      blocks = max(blocks, int(found[1]) + 1)
+    elif path.startswith("encoder/blocks/"):
+      blocks = w.shape[0]
+
+  _map_with_path(see, params)
+
+  def depth(path, w):
+    if found := number(path):
+      return blocks - int(found[1])
+    if path.startswith("encoder/blocks/"):
+      depths = blocks - jnp.arange(blocks)
+      return depths.reshape(-1, *(1,) * (w.ndim - 1))
+    inside = path.startswith("encoder/") and not path.startswith("encoder/norm")
+    return blocks + 1 if inside else 0
+
+  return _map_with_path(depth, params)
 
 
 def _check(groups, patterns):

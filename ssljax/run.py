@@ -117,7 +117,12 @@ def make_method(config, **known) -> core.Method:
 
 
 def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
-  """Returns the optimiser and its learning rate as `step -> float`."""
+  """Returns the optimiser and its learning rate as `step -> float`.
+
+  `optimizer.weight_decay_end` is where the decay comes to by a cosine; what
+  `optimizer.freeze` holds may say `epochs`, `examples` or `percent` for
+  `steps`.
+  """
   del steps_per_epoch
   options = _options(config.optimizer)
   base = optim.scale_lr(
@@ -145,6 +150,18 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
     else 0,
     **schedule,
   )
+  if (end := options.pop("weight_decay_end", None)) is not None:
+    options["weight_decay"] = optim.schedule(
+      "cosine", base=options["weight_decay"], end=end, total_steps=total_steps
+    )
+  known = dict(
+    batch_size=config.batch_size,
+    num_examples=num_examples,
+    total_steps=total_steps,
+  )
+  options["freeze"] = tuple(
+    _in_steps(part, **known) for part in options.get("freeze", ())
+  )
   name = options.pop("name")
   tx = _call(
     optim.make, config.optimizer, name=name, learning_rate=rate, **options
@@ -152,6 +169,17 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   return tx, rate
 
 
+def _in_steps(part, **known):
+  """A part of `optimizer.freeze`, its duration in steps."""
+  units = {k: v for k, v in part.items() if k in _UNITS}
+  if not units:
+    return part
+  rest = {k: v for k, v in part.items() if k not in _UNITS}
+  named = {f"freeze_{k}": v for k, v in units.items()}
+  return rest | {"steps": optim.steps_of(named, "freeze", **known)}
+
+
+_UNITS = ("epochs", "examples", "percent")
 _WARMUP = ("warmup_steps", "warmup_epochs", "warmup_examples", "warmup_percent")
 
 
