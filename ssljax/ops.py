@@ -13,6 +13,14 @@ def l2_normalize(x: jax.Array, axis: int = -1, eps: float = 1e-12) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(squared, eps))
 
 
+def standardize(x: jax.Array, eps: float = 1e-5) -> jax.Array:
+  """Layer norm over the last axis without scale and offset, in float32."""
+  x = x.astype(jnp.float32)
+  x = x - x.mean(axis=-1, keepdims=True)
+  var = jnp.square(x).mean(axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(var + eps)
+
+
 def ema(average, new, decay):
   """decay * average + (1 - decay) * new, leaf by leaf.
 
@@ -92,6 +100,95 @@ def masking_of_noise(noise: jax.Array, keep: int):
   order = jnp.argsort(noise, axis=1)
   restore = jnp.argsort(order, axis=1)
   return order[:, :keep], restore, restore >= keep
+
+
+def unit_masking(key: jax.Array, grid, unit: int, count: int) -> jax.Array:
+  """Masks `count` units of unit x unit places for each example.
+
+  As `MaskGenerator` of microsoft/SimMIM `data/data_simmim.py`.
+
+  Args:
+    key: [b].
+    grid: (rows, columns) of places, multiples of `unit`.
+    unit: side of a unit, in places.
+    count: how many units are masked.
+
+  Returns:
+    bool [b n], True where masked, places in raster order.
+  """
+  rows, columns = grid[0] // unit, grid[1] // unit
+  _, _, others = random_masking(key, rows * columns, count)
+  mask = ~others.reshape(-1, rows, columns)
+  mask = jnp.repeat(jnp.repeat(mask, unit, axis=1), unit, axis=2)
+  return mask.reshape(len(mask), -1)
+
+
+def block_masking(
+  key: jax.Array,
+  grid,
+  count: int | jax.Array,
+  *,
+  min_block: int = 4,
+  max_block: int | None = None,
+  min_aspect: float = 0.3,
+  attempts: int = 60,
+) -> jax.Array:
+  """Masks `count` places of a grid by rectangles, for each example.
+
+  `MaskingGenerator` of BEiT (microsoft/unilm `beit/masking_generator.py`), as
+  iBOT and data2vec have it: rectangles of a uniform area and a log-uniform
+  aspect, one after the other, each where it masks something new and not more
+  than is left; after ten in a row that do not fit it gives up. What is then
+  missing, which the authors leave so, is drawn at random from the rest, so
+  that the count is exact.
+
+  Args:
+    key: [b].
+    grid: (rows, columns) of places.
+    count: how many are masked: a number, or int32 [b].
+    min_block: the least area that is asked for.
+    max_block: the largest; None is `count`.
+    min_aspect: the least height over width; the largest is one over it.
+    attempts: after so many rectangles the rest is drawn in any case.
+
+  Returns:
+    bool [b n], True where masked, places in raster order.
+  """
+  counts = jnp.broadcast_to(jnp.asarray(count, jnp.int32), key.shape)
+  height, width = grid
+  row, column = jnp.divmod(jnp.arange(height * width), width)
+
+  def of_example(key, count):
+    fill_key, key = jax.random.split(key)
+    noise = jax.random.uniform(fill_key, row.shape)
+
+    def attempt(i, carry):
+      mask, failures = carry
+      u = jax.random.uniform(jax.random.fold_in(key, i), (4,))
+      most = count - mask.sum()
+      if max_block is not None:
+        most = jnp.minimum(most, max_block)
+      area = min_block + u[0] * (most - min_block)
+      aspect = jnp.exp((2 * u[1] - 1) * jnp.log(1 / min_aspect))
+      h = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+      w = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+      top = jnp.floor(u[2] * (height - h + 1))
+      left = jnp.floor(u[3] * (width - w + 1))
+      block = (row >= top) & (row < top + h)
+      block &= (column >= left) & (column < left + w)
+      new = (block & ~mask).sum()
+      fits = (h < height) & (w < width) & (new > 0) & (new <= most)
+      fits &= failures < 10
+      return mask | (block & fits), jnp.where(fits, 0, failures + 1)
+
+    # Empty, but computed from the key, so that it is as local as the rest.
+    mask = noise < 0
+    mask, _ = jax.lax.fori_loop(0, attempts, attempt, (mask, mask.sum()))
+    # The masked come first, then the others as the noise has them.
+    order = jnp.argsort(jnp.where(mask, -1.0, noise))
+    return jnp.argsort(order) < count
+
+  return jax.vmap(of_example)(key, counts)
 
 
 def attention_mask(
