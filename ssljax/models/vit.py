@@ -7,6 +7,8 @@ Xavier's uniform rule, the patch embedding as a Linear, and tokens normal with
 deviation 0.02, as facebookresearch/mae `models_mae.py` has them.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 
 from ssljax import errors
 from ssljax import ops
+from ssljax.models import relative
 
 # dim, depth, heads; Mu is for tests and `:quick`.
 _SIZES = {
@@ -69,7 +72,9 @@ class ViT(nn.Module):
     heads: of the attention.
     patch: side of a patch, in pixels.
     mlp_ratio: width of the MLP over `dim`.
-    pos: "learned" or "sincos2d" (fixed, as MAE's and MoCo v3's).
+    pos: "learned"; "sincos2d" (fixed, as MAE's and MoCo v3's); or "relative",
+      a bias of the logits that all blocks share (BEiT, SimMIM, data2vec), which
+      wants all patches and the size that it was learned for.
     img_size: side, or height and width, of the images that learned positions
       are for; None is the size at initialisation. For other sizes they are
       interpolated (bicubic, antialiased).
@@ -78,6 +83,10 @@ class ViT(nn.Module):
     registers: extra tokens without meaning (Darcet et al. 2023).
     mask_token: learn the token that stands for the patches in `mask`.
     drop_path: rate of the last block; those before have less, linearly.
+    layer_scale: where given, each branch of a block is times a learned vector
+      that starts as this (Touvron et al. 2021, arXiv:2103.17239).
+    bias: of the dense layers in blocks; AIM has none.
+    embed_norm: a norm between the patch embedding and positions, as AIM has.
     gelu: "exact" or "tanh".
     weight_init: "mae", or "mocov3", where query, key and value start by
       Xavier's rule each by itself and the class token close to zero
@@ -100,6 +109,9 @@ class ViT(nn.Module):
   registers: int = 0
   mask_token: bool = False
   drop_path: float = 0.0
+  layer_scale: float | None = None
+  bias: bool = True
+  embed_norm: bool = False
   gelu: str = "exact"
   weight_init: str = "mae"
   scan: bool = False
@@ -129,8 +141,14 @@ class ViT(nn.Module):
         raise ValueError("drop_path in training needs key [b]")
       scales = _drop_scales(key, self.drop_path, self.depth)
     extra = self._extra_tokens()
-    x = self._patch_tokens(x, keep, mask)
     first = extra.shape[0]
+    if self.pos == "relative":
+      if keep is not None:
+        raise ValueError("pos='relative' takes no keep")
+      grid = (x.shape[1] // self.patch, x.shape[2] // self.patch)
+      logits = relative.Bias(grid, self.heads, first, name="relative")()
+      attention_mask = relative.masked(logits, attention_mask)
+    x = self._patch_tokens(x, keep, mask)
     extra = jnp.broadcast_to(extra, (x.shape[0], *extra.shape))
     x = jnp.concatenate([extra.astype(x.dtype), x], axis=1)
     x, streams = self._blocks(x, scales, attention_mask, layers)
@@ -180,6 +198,8 @@ class ViT(nn.Module):
       positions = positions[keep]
       mask = mask if mask is None else jnp.take_along_axis(mask, keep, axis=1)
     x = dense(self.dim, self.dtype, "patch_embed")(x)
+    if self.embed_norm:
+      x = norm("embed_norm")(x).astype(self.dtype)
     if self.mask_token:
       token = self.param("mask_token", normal, (1, self.dim)).astype(x.dtype)
       x = x if mask is None else jnp.where(mask[..., None], token, x)
@@ -187,10 +207,14 @@ class ViT(nn.Module):
 
   def _positions(self, h, w):
     """[h*w dim], interpolated where they were learned for another grid."""
+    if self.pos == "relative":
+      return jnp.zeros((h * w, self.dim))
     if self.pos == "sincos2d":
       return jnp.asarray(sincos2d(self.dim, h, w))
     if self.pos != "learned":
-      raise errors.UserError(f"unknown pos {self.pos!r}: learned or sincos2d")
+      raise errors.UserError(
+        f"unknown pos {self.pos!r}: relative, learned or sincos2d"
+      )
     if self.has_variable("params", "pos_embed"):
       # The grid is the stored one's, whatever the images are now.
       table = self.get_variable("params", "pos_embed")
@@ -211,6 +235,8 @@ class ViT(nn.Module):
       mlp_ratio=self.mlp_ratio,
       gelu=self.gelu,
       weight_init=self.weight_init,
+      layer_scale=self.layer_scale,
+      bias=self.bias,
       dtype=self.dtype,
     )
     if self.scan:
@@ -242,14 +268,24 @@ class Block(nn.Module):
   gelu: str
   dtype: jnp.dtype
   weight_init: str = "mae"
+  layer_scale: float | None = None
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x, scale, attention_mask):
-    """`scale` [b 2] multiplies the two branches; None leaves them."""
+    """`scale` [b 2] multiplies the two branches; None leaves them.
+
+    `attention_mask` is bool, or float32 that is added to the logits.
+    """
     d = x.shape[-1]
 
     def branch(y, i):
+      if self.layer_scale is not None:
+        init = nn.initializers.constant(self.layer_scale)
+        y = y * self.param(f"scale{i + 1}", init, (d,)).astype(y.dtype)
       return y if scale is None else y * scale[:, i, None, None].astype(y.dtype)
+
+    layer = functools.partial(dense, dtype=self.dtype, bias=self.bias)
 
     y = norm("norm1")(x).astype(self.dtype)
     # Xavier's rule for [d d] is LeCun's for what [d 3d] has as fan in.
@@ -261,15 +297,15 @@ class Block(nn.Module):
       raise errors.UserError(
         f"unknown weight_init {self.weight_init!r}: mae or mocov3"
       )
-    y = dense(3 * d, self.dtype, "qkv", kernel_init=inits[self.weight_init])(y)
+    y = layer(3 * d, name="qkv", kernel_init=inits[self.weight_init])(y)
     y, weights = _attention(y, self.heads, attention_mask)
     # For pictures: without mutable=["intermediates"] this is nothing.
     self.sow("intermediates", "attention", weights)
-    y = dense(d, self.dtype, "proj")(y)
+    y = layer(d, name="proj")(y)
     x = x + branch(y, 0)
     y = norm("norm2")(x).astype(self.dtype)
-    y = dense(int(d * self.mlp_ratio), self.dtype, "fc1")(y)
-    y = dense(d, self.dtype, "fc2")(gelu(y, self.gelu))
+    y = layer(int(d * self.mlp_ratio), name="fc1")(y)
+    y = layer(d, name="fc2")(gelu(y, self.gelu))
     return x + branch(y, 1)
 
 
@@ -283,8 +319,10 @@ def _attention(qkv, heads, mask):
   q, k, v = (t.reshape(b, n, heads, -1) for t in jnp.split(qkv, 3, axis=-1))
   q = q * q.shape[-1] ** -0.5
   logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32)
-  if mask is not None:
+  if mask is not None and mask.dtype == bool:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  elif mask is not None:
+    logits = logits + mask
   weights = jax.nn.softmax(logits).astype(v.dtype)
   out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, -1)
   return out, weights
@@ -332,10 +370,18 @@ def _product(x, w):
   return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], -1)
 
 
-def dense(width, dtype, name, *, kernel_init=nn.initializers.xavier_uniform()):
+def dense(
+  width,
+  dtype,
+  name,
+  *,
+  kernel_init=nn.initializers.xavier_uniform(),
+  bias=True,
+):
   """A Dense whose backward pass is quick on a CPU."""
   return nn.Dense(
     width,
+    use_bias=bias,
     dtype=dtype,
     kernel_init=kernel_init,
     dot_general=lambda x, w, dims, **options: _product(x, w),
