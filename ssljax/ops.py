@@ -246,13 +246,13 @@ def sinkhorn(
   Returns:
     float32 [n k]; each row sums to 1, or to 0 where `mask` is False.
   """
-  logits = jax.lax.stop_gradient(logits.astype(jnp.float32)) / epsilon
-  n, k = logits.shape
-  present = jnp.ones((n,)) if mask is None else mask.astype(jnp.float32)
+  logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
+  present = jnp.ones(len(logits)) if mask is None else mask.astype(jnp.float32)
   high = logits.max()
 
+  # Both divide for themselves: what they are given is not written twice.
   def scales(logits):
-    scaled = jnp.exp(logits - high)
+    scaled = jnp.exp((logits - high) / epsilon)
     u = present
     for _ in range(iterations):
       v = 1 / (u @ scaled)
@@ -260,11 +260,12 @@ def sinkhorn(
     return u[:, None] * scaled * v
 
   def log_scales(logits):
+    scaled = (logits - high) / epsilon
     u = jnp.log(present)
     for _ in range(iterations):
-      v = -jax.nn.logsumexp(logits + u[:, None], axis=0)
-      u = jnp.log(present) - jax.nn.logsumexp(logits + v, axis=1)
-    return jnp.exp(logits + u[:, None] + v)
+      v = -jax.nn.logsumexp(scaled + u[:, None], axis=0)
+      u = jnp.log(present) - jax.nn.logsumexp(scaled + v, axis=1)
+    return jnp.exp(scaled + u[:, None] + v)
 
-  narrow = high - logits.min() < 60
+  narrow = high - logits.min() < 60 * epsilon
   return jax.lax.cond(narrow, scales, log_scales, logits)
