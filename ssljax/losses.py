@@ -253,3 +253,194 @@ def token_cross_entropy(
   targets = jnp.pad(targets, (0, padding)).reshape(blocks, block)
   out = jax.lax.map(lambda x: jax.checkpoint(of_block)(*x), (hidden, targets))
   return jax.tree.map(lambda x: x.reshape(-1)[:n], out)
+
+
+def soft_cross_entropy(
+  logits: jax.Array, targets: jax.Array, *, temperature: float
+) -> jax.Array:
+  """Cross-entropy of distributions: [... k] and [... k] -> float32 [...].
+
+  Args:
+    logits: [... k], divided by the temperature.
+    targets: [... k], which sum to 1; no gradient goes to them.
+    temperature: of the logits.
+  """
+  logits = logits.astype(jnp.float32) / temperature
+  targets = jax.lax.stop_gradient(targets)
+  total = jax.nn.logsumexp(logits, axis=-1)
+  return total - jnp.einsum("...k,...k->...", logits, targets)
+
+
+def dino(
+  logits: jax.Array, targets: jax.Array, *, temperature: float
+) -> jax.Array:
+  """DINO: each view predicts the teacher's distribution of every other view.
+
+  Caron et al. 2021, equation 3; `DINOLoss` of facebookresearch/dino
+  `main_dino.py`: the mean over the pairs of different views, and over examples.
+
+  Args:
+    logits: [n v k], the student's of v views.
+    targets: [n t k], the teacher's distributions of the first t of them, as
+      `softmax((logits - centre) / temperature)`; no gradient goes to them.
+    temperature: of the student.
+
+  Returns:
+    The mean loss, a float32 scalar; without information about log(k).
+  """
+  logits = logits.astype(jnp.float32) / temperature
+  targets = jax.lax.stop_gradient(targets)
+  n, v, _ = logits.shape
+  t = targets.shape[1]
+  total = jax.nn.logsumexp(logits, axis=-1)  # [n v]
+  found = jnp.einsum("nvk,ntk->nvt", logits, targets)
+  other = ~jnp.eye(v, t, dtype=bool)
+  pairs = jnp.where(other, total[:, :, None] - found, 0.0)
+  return pairs.sum() / (n * (v * t - min(v, t)))
+
+
+def koleo(z: jax.Array, *, eps: float = 1e-8) -> jax.Array:
+  """KoLeo: spreads a batch, by the distance of each to its nearest neighbour.
+
+  Sablayrolles et al. 2018; `KoLeoLoss` of facebookresearch/dinov2
+  `loss/koleo_loss.py`: -mean(log(distance)) on the sphere.
+
+  Args:
+    z: [n d]; normalised here.
+    eps: as the authors add it: to each difference, and to the distance.
+
+  Returns:
+    The mean, a float32 scalar.
+  """
+  z = ops.l2_normalize(z.astype(jnp.float32))
+  cosines = jax.lax.stop_gradient(z @ z.T)
+  cosines = jnp.where(jnp.eye(len(z), dtype=bool), -1.0, cosines)
+  nearest = z[cosines.argmax(axis=1)]
+  distance = jnp.sqrt(jnp.square(z - nearest + eps).sum(axis=1))
+  return -jnp.log(distance + eps).mean()
+
+
+def contrast(
+  anchor: jax.Array, candidates: jax.Array, *, temperature: float
+) -> jax.Array:
+  """Each anchor must find its own among all candidates, which learn.
+
+  Dwibedi et al. 2021 (NNCLR), equation 3: `infonce` with the gradient on the
+  other side.
+
+  Args:
+    anchor: [n d]; normalised here.
+    candidates: [n d], in the same order; normalised here.
+    temperature: the cosines are divided by it.
+
+  Returns:
+    The mean loss, a float32 scalar.
+  """
+  anchor = ops.l2_normalize(anchor.astype(jnp.float32))
+  candidates = ops.l2_normalize(candidates.astype(jnp.float32))
+  logits = anchor @ candidates.T / temperature  # [n n]
+  return jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits))
+
+
+def dcl(
+  z1: jax.Array,
+  z2: jax.Array,
+  *,
+  temperature: float,
+  sigma: float | None = None,
+) -> jax.Array:
+  """The decoupled contrastive loss, of the first views alone.
+
+  Yeh et al. 2021, equations 5 to 7: NT-Xent without the positive in the
+  denominator. Of z1's own view and of the other, all examples but its own are
+  negatives.
+
+  Args:
+    z1: [n d] projections of the first views; normalised here.
+    z2: [n d] of the second.
+    temperature: the cosines are divided by it.
+    sigma: None, or DCLW: the positives are weighed by 2 - n softmax(cos /
+      sigma), whose mean is 1. The gradient goes through the weights.
+
+  Returns:
+    The mean loss, a float32 scalar; it can be negative.
+  """
+  n = len(z1)
+  z1, z2 = (ops.l2_normalize(z.astype(jnp.float32)) for z in (z1, z2))
+  cross = z1 @ z2.T
+  positive = jnp.diagonal(cross)
+  weight = 1.0
+  if sigma is not None:
+    weight = 2 - n * jax.nn.softmax(positive / sigma)
+  logits = jnp.concatenate([z1 @ z1.T, cross], axis=1) / temperature
+  own = jnp.tile(jnp.eye(n, dtype=bool), (1, 2))
+  negative = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
+  return jnp.mean(negative - weight * positive / temperature)
+
+
+def supcon(
+  z: jax.Array,
+  labels: jax.Array,
+  *,
+  temperature: float,
+  base_temperature: float = 0.07,
+) -> jax.Array:
+  """SupCon: views of the same class must find each other among all views.
+
+  Khosla et al. 2020, equation 2 (the sum over positives outside the logarithm),
+  times temperature / base_temperature, as HobbitLong/SupContrast `losses.py`.
+
+  Args:
+    z: [n v d] projections; normalised here.
+    labels: int [n]; a negative one is unknown, and of a class of its own.
+    temperature: the cosines are divided by it.
+    base_temperature: for the scale.
+
+  Returns:
+    The mean loss, a float32 scalar. Views without a positive count as zero.
+  """
+  n, v, d = z.shape
+  z = ops.l2_normalize(z.astype(jnp.float32)).reshape(n * v, d)
+  classes = jnp.where(labels < 0, -1 - jnp.arange(n), labels)
+  classes = jnp.repeat(classes, v)
+  own = jnp.eye(n * v, dtype=bool)
+  positives = (classes[:, None] == classes) & ~own
+  logits = z @ z.T / temperature  # [n*v n*v]
+  total = jax.nn.logsumexp(
+    jnp.where(own, -jnp.inf, logits), axis=1, keepdims=True
+  )
+  log_prob = jnp.where(positives, logits - total, 0.0).sum(axis=1)
+  mean = log_prob / jnp.maximum(positives.sum(axis=1), 1)
+  return -temperature / base_temperature * mean.mean()
+
+
+def sigreg(
+  z: jax.Array, directions: jax.Array, *, knots: int = 17, t_max: float = 3.0
+) -> jax.Array:
+  """How far z is from a standard Gaussian along some directions.
+
+  Balestriero and LeCun 2025 (LeJEPA), the sketched isotropic Gaussian
+  regularisation: the statistic of Epps and Pulley (1983), n times the squared
+  distance of the empirical characteristic function and the normal one,
+  integrated with the normal one as weight; by trapezoids on [0, t_max], twice,
+  for the integrand is even.
+
+  Args:
+    z: [n d].
+    directions: [d k], unit columns.
+    knots: of the integral.
+    t_max: its end.
+
+  Returns:
+    The mean over directions, a float32 scalar; of the order of 1 for a
+    Gaussian, and growing with n for anything else.
+  """
+  n = len(z)
+  t = jnp.linspace(0.0, t_max, knots)
+  normal = jnp.exp(-jnp.square(t) / 2)
+  width = jnp.full(knots, 2 * t_max / (knots - 1)).at[jnp.array([0, -1])]
+  weights = normal * width.multiply(0.5)
+  angles = (z.astype(jnp.float32) @ directions)[..., None] * t  # [n k knots]
+  real, imaginary = jnp.cos(angles).mean(axis=0), jnp.sin(angles).mean(axis=0)
+  error = jnp.square(real - normal) + jnp.square(imaginary)  # [k knots]
+  return n * (error @ weights).mean()

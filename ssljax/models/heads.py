@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ssljax import ops
 from ssljax.models import norm as norms
 from ssljax.models import text
 from ssljax.models import vit
@@ -107,3 +108,48 @@ class Regression(nn.Module):
     for i in range(last):
       x = vit.gelu(dense(2 * d, i)(x), "exact")
     return dense(d, last)(x).astype(jnp.float32)
+
+
+class Bottleneck(nn.Module):
+  """The head of DINO without its prototypes: [... d] -> [... out_dim].
+
+  Dense layers with GELU between, then to length 1. `DINOHead` of
+  facebookresearch/dino `vision_transformer.py`, which multiplies what comes out
+  with prototypes of length 1.
+
+  Attributes:
+    layers: number of dense layers.
+    hidden_dim: width of all but the last.
+    out_dim: width of the last.
+    norm: batch norm before each GELU.
+    dtype: of the computation.
+    axis_name: the mapped axis of batch norm's statistics, as in encoders.
+  """
+
+  layers: int = 3
+  hidden_dim: int = 2048
+  out_dim: int = 256
+  norm: bool = False
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x, *, train: bool):
+    shape = x.shape
+    x = x.reshape(-1, shape[-1]).astype(self.dtype)
+    last = self.layers - 1
+    dense = lambda width, i: vit.dense(
+      width, self.dtype, f"dense{i}", kernel_init=text.normal
+    )
+    for i in range(last):
+      x = dense(self.hidden_dim, i)(x)
+      if self.norm:
+        x = norms.BatchNorm(
+          train=train,
+          dtype=self.dtype,
+          axis_name=self.axis_name,
+          name=f"bn{i}",
+        )(x)
+      x = vit.gelu(x, "exact")
+    x = dense(self.out_dim, last)(x).astype(jnp.float32)
+    return ops.l2_normalize(x, eps=1e-24).reshape(*shape[:-1], -1)

@@ -83,6 +83,7 @@ class ViT(nn.Module):
     registers: extra tokens without meaning (Darcet et al. 2023).
     mask_token: learn the token that stands for the patches in `mask`.
     drop_path: rate of the last block; those before have less, linearly.
+    drop_path_uniform: they have the same.
     layer_scale: where given, each branch of a block is times a learned vector
       that starts as this (Touvron et al. 2021, arXiv:2103.17239).
     bias: of the dense layers in blocks; AIM has none.
@@ -90,7 +91,10 @@ class ViT(nn.Module):
     gelu: "exact" or "tanh".
     weight_init: "mae", or "mocov3", where query, key and value start by
       Xavier's rule each by itself and the class token close to zero
-      (facebookresearch/moco-v3 `vits.py`).
+      (facebookresearch/moco-v3 `vits.py`), or "dino", where blocks are normal
+      with deviation 0.02 and the mask token is zero (facebookresearch/dino,
+      `vision_transformer.py`), or "dinov2", where class token and registers are
+      close to zero as well.
     scan: one compiled block for all; its parameters get an axis [depth] first.
     remat: forget activations inside blocks and compute them again.
     dtype: of the computation; norms and softmax are float32.
@@ -109,6 +113,7 @@ class ViT(nn.Module):
   registers: int = 0
   mask_token: bool = False
   drop_path: float = 0.0
+  drop_path_uniform: bool = False
   layer_scale: float | None = None
   bias: bool = True
   embed_norm: bool = False
@@ -139,7 +144,9 @@ class ViT(nn.Module):
     if train and self.drop_path:
       if key is None:
         raise ValueError("drop_path in training needs key [b]")
-      scales = _drop_scales(key, self.drop_path, self.depth)
+      scales = _drop_scales(
+        key, self.drop_path, self.depth, self.drop_path_uniform
+      )
     extra = self._extra_tokens()
     first = extra.shape[0]
     if self.pos == "relative":
@@ -170,15 +177,16 @@ class ViT(nn.Module):
       raise errors.UserError("encoder.pool='cls' needs encoder.class_token")
     extra = [jnp.zeros((0, self.dim))]
     if wanted:
-      std = 1e-6 if self.weight_init == "mocov3" else 0.02
-      init = nn.initializers.normal(std)
+      small = self.weight_init in ("mocov3", "dinov2")
+      init = _almost_zero if small else normal
       token = self.param("cls_token", init, (1, self.dim))
       if self.pos == "learned":  # as timm and the authors have it
         token += self.param("cls_pos", normal, (1, self.dim))
       extra.append(token)
     if self.registers:
       shape = (self.registers, self.dim)
-      extra.append(self.param("registers", normal, shape))
+      init = _almost_zero if self.weight_init == "dinov2" else normal
+      extra.append(self.param("registers", init, shape))
     return jnp.concatenate(extra)
 
   def _patch_tokens(self, x, keep, mask):
@@ -197,11 +205,14 @@ class ViT(nn.Module):
       x = jnp.take_along_axis(x, keep[..., None], axis=1)
       positions = positions[keep]
       mask = mask if mask is None else jnp.take_along_axis(mask, keep, axis=1)
-    x = dense(self.dim, self.dtype, "patch_embed")(x)
+    dino = self.weight_init in ("dino", "dinov2")
+    init = _TORCH if dino else nn.initializers.xavier_uniform()
+    x = dense(self.dim, self.dtype, "patch_embed", kernel_init=init)(x)
     if self.embed_norm:
       x = norm("embed_norm")(x).astype(self.dtype)
     if self.mask_token:
-      token = self.param("mask_token", normal, (1, self.dim)).astype(x.dtype)
+      init = nn.initializers.zeros if dino else normal
+      token = self.param("mask_token", init, (1, self.dim)).astype(x.dtype)
       x = x if mask is None else jnp.where(mask[..., None], token, x)
     return x + positions.astype(x.dtype)
 
@@ -289,23 +300,27 @@ class Block(nn.Module):
 
     y = norm("norm1")(x).astype(self.dtype)
     # Xavier's rule for [d d] is LeCun's for what [d 3d] has as fan in.
-    inits = {
-      "mae": nn.initializers.xavier_uniform(),
-      "mocov3": nn.initializers.lecun_uniform(),
+    xavier = nn.initializers.xavier_uniform()
+    inits = {  # of query, key and value, and of the others
+      "mae": (xavier, xavier),
+      "mocov3": (nn.initializers.lecun_uniform(), xavier),
+      "dino": (normal, normal),
+      "dinov2": (normal, normal),
     }
     if self.weight_init not in inits:
       raise errors.UserError(
-        f"unknown weight_init {self.weight_init!r}: mae or mocov3"
+        f"unknown weight_init {self.weight_init!r}: {', '.join(inits)}"
       )
-    y = layer(3 * d, name="qkv", kernel_init=inits[self.weight_init])(y)
+    first, init = inits[self.weight_init]
+    y = layer(3 * d, name="qkv", kernel_init=first)(y)
     y, weights = _attention(y, self.heads, attention_mask)
     # For pictures: without mutable=["intermediates"] this is nothing.
     self.sow("intermediates", "attention", weights)
-    y = layer(d, name="proj")(y)
+    y = layer(d, name="proj", kernel_init=init)(y)
     x = x + branch(y, 0)
     y = norm("norm2")(x).astype(self.dtype)
-    y = layer(int(d * self.mlp_ratio), name="fc1")(y)
-    y = layer(d, name="fc2")(gelu(y, self.gelu))
+    y = layer(int(d * self.mlp_ratio), name="fc1", kernel_init=init)(y)
+    y = layer(d, name="fc2", kernel_init=init)(gelu(y, self.gelu))
     return x + branch(y, 1)
 
 
@@ -350,15 +365,15 @@ def _erf_jvp(primals, tangents):
   return _erf(x), slope.astype(x.dtype) * t
 
 
-def _drop_scales(key, rate, depth):
+def _drop_scales(key, rate, depth, uniform=False):
   """Stochastic depth (Huang et al. 2016): keys [b] -> scales [depth b 2].
 
   Each of a block's two branches of each example is left out with the block's
   rate, and divided by one minus it where it stays.
   """
-  rates = jnp.linspace(0, rate, depth)[:, None]
-  uniform = jax.vmap(lambda k: jax.random.uniform(k, (depth, 2)))(key)
-  return ((uniform >= rates) / (1 - rates)).swapaxes(0, 1)
+  rates = jnp.linspace(rate if uniform else 0, rate, depth)[:, None]
+  drawn = jax.vmap(lambda k: jax.random.uniform(k, (depth, 2)))(key)
+  return ((drawn >= rates) / (1 - rates)).swapaxes(0, 1)
 
 
 def _product(x, w):
@@ -395,6 +410,9 @@ def norm(name, epsilon=1e-6):
 
 
 normal = nn.initializers.normal(0.02)
+_almost_zero = nn.initializers.normal(1e-6)
+# As torch's layers start: uniform within 1 / sqrt(fan in).
+_TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def sincos2d(dim: int, h: int, w: int) -> np.ndarray:
