@@ -75,6 +75,18 @@ def unpatchify(patches: jax.Array, patch: int, shape) -> jax.Array:
   return x.reshape(b, h * patch, w * patch, -1)
 
 
+def overlapping_patches(images: jax.Array, patch: int, stride: int):
+  """[b h w c] -> [b rows columns p p c], a patch every `stride` pixels."""
+
+  def places(size):
+    first = jnp.arange((size - patch) // stride + 1) * stride
+    return first[:, None] + jnp.arange(patch)
+
+  h, w = images.shape[1:3]
+  x = images[:, places(h)]  # [b rows p w c]
+  return x[:, :, :, places(w)].transpose(0, 1, 3, 2, 4, 5)
+
+
 def random_masking(key: jax.Array, n: int, keep: int):
   """Keeps `keep` of n places for each example, drawn by noise.
 
@@ -191,6 +203,106 @@ def block_masking(
   return jax.vmap(of_example)(key, counts)
 
 
+def multiblock_masking(
+  key: jax.Array,
+  size_key: jax.Array,
+  grid,
+  *,
+  targets: int = 4,
+  target_area: tuple[float, float] = (0.15, 0.2),
+  target_aspect: tuple[float, float] = (0.75, 1.5),
+  context_area: tuple[float, float] = (0.85, 1.0),
+  min_keep: int = 10,
+  tries: int = 20,
+) -> tuple[jax.Array, jax.Array]:
+  """I-JEPA's masks: blocks to predict, and a block without them to see.
+
+  `MaskCollator` of facebookresearch/ijepa `src/masks/multiblock.py`: all blocks
+  of a kind are of one size, which one number draws, area and aspect together;
+  a block is always smaller than the grid, and its first row and column are
+  never the last possible ones. A context that keeps too few places is drawn
+  again; after each `tries` in vain one target fewer is taken out of it.
+
+  Args:
+    key: [b].
+    size_key: of the two sizes, the same for all examples.
+    grid: (rows, columns) of places.
+    targets: number of blocks to predict.
+    target_area: least and largest part of the grid.
+    target_aspect: least and largest height over width.
+    context_area: of the context before targets are taken out; it is square.
+    min_keep: a context has more places than this.
+    tries: see above.
+
+  Returns:
+    (context bool [b n], targets bool [b t n]), places in raster order.
+
+  Raises:
+    ValueError: a block may be too small for `min_keep`.
+  """
+  kinds = ((target_area, target_aspect), (context_area, (1.0, 1.0)))
+  sizes = []
+  for (area, aspect), one in zip(kinds, jax.random.split(size_key)):
+    least, _ = block_areas(grid, area, aspect)
+    if least <= min_keep:
+      raise ValueError(f"min_keep={min_keep}: a block may have {least} places")
+    sizes.append(_block_size(jax.random.uniform(one), grid, area, aspect))
+  row, column = jnp.divmod(jnp.arange(grid[0] * grid[1]), grid[1])
+
+  def blocks(key, count, size):
+    """bool [count n]."""
+    u = jax.random.uniform(key, (count, 2, 1))
+    top = jnp.floor(u[:, 0] * (grid[0] - size[0]))
+    left = jnp.floor(u[:, 1] * (grid[1] - size[1]))
+    inside = (row >= top) & (row < top + size[0])
+    return inside & (column >= left) & (column < left + size[1])
+
+  def of_example(key):
+    target_key, context_key = jax.random.split(key)
+    wanted = blocks(target_key, targets, sizes[0])
+    # The first `tries` avoid all targets, the next all but the last, ...
+    avoided = jnp.stack(
+      [wanted[: targets - i].any(axis=0) for i in range(targets + 1)]
+    )
+    context = blocks(context_key, (targets + 1) * tries, sizes[1])
+    context &= ~jnp.repeat(avoided, tries, axis=0)
+    first = jnp.argmax(context.sum(axis=1) > min_keep)
+    return context[first], wanted
+
+  return jax.vmap(of_example)(key)
+
+
+def _block_size(u, grid, area, aspect):
+  """(height, width) that a number in [0, 1) draws."""
+  places = jnp.floor(grid[0] * grid[1] * (area[0] + u * (area[1] - area[0])))
+  ratio = aspect[0] + u * (aspect[1] - aspect[0])
+  height = jnp.round(jnp.sqrt(places * ratio)).astype(jnp.int32)
+  width = jnp.round(jnp.sqrt(places / ratio)).astype(jnp.int32)
+  return jnp.minimum(height, grid[0] - 1), jnp.minimum(width, grid[1] - 1)
+
+
+def block_areas(grid, area, aspect) -> tuple[int, int]:
+  """The fewest and the most places of such a block of `multiblock_masking`."""
+  with jax.ensure_compile_time_eval():
+    u = jnp.linspace(0, 1, 10001)
+    height, width = _block_size(u, grid, area, aspect)
+    return int((height * width).min()), int((height * width).max())
+
+
+def places_of(mask: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+  """The first `most` places of a mask, in raster order.
+
+  Args:
+    mask: bool [... n].
+    most: how many; where there are fewer, others follow.
+
+  Returns:
+    (int32 [... most], bool [... most], True where the place is in the mask).
+  """
+  places = jnp.argsort(~mask, axis=-1)[..., :most]
+  return places, jnp.take_along_axis(mask, places, axis=-1)
+
+
 def attention_mask(
   mask: jax.Array | None = None, segment: jax.Array | None = None
 ) -> jax.Array | None:
@@ -206,6 +318,19 @@ def attention_mask(
     return allowed
   same = segment[:, None, :, None] == segment[:, None, None, :]
   return same if allowed is None else same & allowed
+
+
+def prefix_attention_mask(prefix: jax.Array, n: int) -> jax.Array:
+  """Each place sees those before it, itself, and the first `prefix` [b].
+
+  `PrefixCausalAttention` of apple/ml-aim `aim-v1/aim/v1/torch/layers.py`.
+
+  Returns:
+    bool [b 1 q k].
+  """
+  place = jnp.arange(n)
+  causal = place <= place[:, None]
+  return (causal | (place < prefix[:, None, None]))[:, None]
 
 
 def masked_mean(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -269,3 +394,25 @@ def sinkhorn(
 
   narrow = high - logits.min() < 60 * epsilon
   return jax.lax.cond(narrow, scales, log_scales, logits)
+
+
+def nearest(x: jax.Array, table: jax.Array) -> jax.Array:
+  """The row of `table` [k d] with the largest cosine for each x: [n d].
+
+  Both are normalised, and so is what comes back.
+  """
+  return table[jnp.argmax(x @ table.T, axis=1)]
+
+
+def whiten(x: jax.Array, *, eps: float = 0.0) -> jax.Array:
+  """[n d] with mean zero and the identity for its covariance, by Cholesky.
+
+  As `Whitening2d` of htdt/self-supervised `methods/whitening.py`: the inverse
+  of the lower factor of the unbiased covariance, drawn by `eps` towards the
+  identity, times each row.
+  """
+  n, d = x.shape
+  x = x - x.mean(axis=0)
+  covariance = (1 - eps) * (x.T @ x) / (n - 1) + eps * jnp.eye(d)
+  factor = jnp.linalg.cholesky(covariance)
+  return jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T

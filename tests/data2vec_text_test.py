@@ -181,7 +181,7 @@ def test_the_loss_of_features_is_the_authors(beta, scale):
       k.removeprefix("loss/"): stored[k] for k in stored.files if "loss/" in k
     }
   added, hidden = case["added"][-2:], case["hidden"]
-  target = sum(map(data2vec_text._normalize, jnp.asarray(added))) / 2
+  target = sum(map(ops.standardize, jnp.asarray(added))) / 2
 
   def loss(predicted):
     error = losses.smooth_l1(predicted, target, beta=beta).sum(axis=-1)

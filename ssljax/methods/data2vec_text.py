@@ -9,7 +9,6 @@ tell of them is the mean of what the teacher's last blocks add to the stream.
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -108,7 +107,8 @@ def make(
       **inputs(batch),
     )
     added = _by_block(state["intermediates"], encoder.depth)[-top_k:]
-    return sum(_normalize(_take(x, batch["places"])) for x in added) / top_k
+    added = (ops.standardize(_take(x, batch["places"])) for x in added)
+    return sum(added) / top_k
 
   def forward(params, method_state, batch, *, step, train):
     del step
@@ -172,11 +172,3 @@ def _by_block(captured, depth):
   if "blocks" in captured:
     return list(captured["blocks"]["fc2"]["__call__"][0])
   return [captured[f"block{i}"]["fc2"]["__call__"][0] for i in range(depth)]
-
-
-def _normalize(x):
-  """Layer norm without scale and offset, in float32."""
-  norm = nn.LayerNorm(
-    epsilon=1e-5, use_bias=False, use_scale=False, use_fast_variance=False
-  )
-  return norm.apply({}, x.astype(jnp.float32))

@@ -51,6 +51,8 @@ class ResNet(nn.Module):
     stem: "imagenet" (7 x 7 of stride 2, max pool) or "cifar" (3 x 3).
     zero_init_residual: the last norm of each block starts at zero (Goyal et al.
       2017, arXiv:1706.02677), as SimCLR's authors have it.
+    norm: "batch", or "layer" over pixels and channels of an image, with a scale
+      and an offset for each channel, where images must not meet (CPC).
     bn_groups: statistics of so many parts of the batch apart; see `norm.py`.
     bn_strided: whether these parts are strided.
     dtype: of the computation; statistics are float32.
@@ -61,6 +63,7 @@ class ResNet(nn.Module):
   width: int = 64
   stem: str = "imagenet"
   zero_init_residual: bool = False
+  norm: str = "batch"
   bn_groups: int = 1
   bn_strided: bool = False
   dtype: jnp.dtype = jnp.float32
@@ -89,14 +92,7 @@ class ResNet(nn.Module):
       dtype=self.dtype,
       kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     )
-    norm = functools.partial(
-      norms.BatchNorm,
-      train=train,
-      groups=self.bn_groups,
-      strided=self.bn_strided,
-      dtype=self.dtype,
-      axis_name=self.axis_name,
-    )
+    norm = self._norm(train)
     block = functools.partial(
       Bottleneck if self.variant in _BOTTLENECK else Basic,
       conv=conv,
@@ -117,6 +113,22 @@ class ResNet(nn.Module):
       "tokens": tokens,
       "layers": tuple(_tokens(stages[i]) for i in layers),
     }
+
+  def _norm(self, train):
+    if self.norm not in ("batch", "layer"):
+      raise errors.UserError(f"unknown norm {self.norm!r}: batch or layer")
+    if self.norm == "layer":
+      return functools.partial(
+        nn.GroupNorm, num_groups=1, epsilon=1e-5, dtype=self.dtype
+      )
+    return functools.partial(
+      norms.BatchNorm,
+      train=train,
+      groups=self.bn_groups,
+      strided=self.bn_strided,
+      dtype=self.dtype,
+      axis_name=self.axis_name,
+    )
 
   def _stem(self, x, conv, norm):
     if self.stem not in ("imagenet", "cifar"):
