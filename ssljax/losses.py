@@ -109,6 +109,32 @@ def _off_diagonal(x):
   return jnp.where(jnp.eye(len(x), dtype=bool), 0.0, x)
 
 
+def swapped_prediction(
+  scores: jax.Array, codes: jax.Array, *, temperature: float
+) -> jax.Array:
+  """Each crop predicts the assignments of the others (SwAV, equation 2).
+
+  Caron et al. 2020; facebookresearch/swav `main_swav.py`.
+
+  Args:
+    scores: [v n k], of all crops with the prototypes.
+    codes: [a n k], the assignments of the first a crops, each row with sum 1;
+      no gradient goes to them.
+    temperature: the scores are divided by it.
+
+  Returns:
+    The cross-entropy, a float32 scalar: the mean over examples, over the v - 1
+    other crops and over the a assignments.
+  """
+  views, n, _ = scores.shape
+  log_p = jax.nn.log_softmax(scores.astype(jnp.float32) / temperature, axis=2)
+  codes = jax.lax.stop_gradient(codes.astype(jnp.float32))
+  # Cross-entropies of all pairs [a v], less those of a crop with itself.
+  pairs = -jnp.einsum("ank,vnk->av", codes, log_p) / n
+  others = pairs.sum() - jnp.trace(pairs)
+  return others / ((views - 1) * len(codes))
+
+
 def infonce(
   query: jax.Array, key: jax.Array, *, temperature: float
 ) -> jax.Array:

@@ -177,8 +177,8 @@ def make(
   """Returns an optimiser.
 
   Args:
-    name: "sgd", "adamw", "lamb", "lars" or "larc"; see the function of the same
-      name for what else it takes.
+    name: "sgd", "adam", "adamw", "lamb", "lars" or "larc"; see the function of
+      the same name for what else it takes.
     learning_rate: a number or `step -> number`.
     weight_decay: a number or `step -> number`.
     decay_exclude: patterns of parameters without decay (LARS and LAMB: and
@@ -200,7 +200,9 @@ def make(
       pattern that is not one; in `init`, one of `groups` or `freeze` that no
       parameter matches.
   """
-  makers = dict(sgd=sgd, adamw=adamw, lamb=lamb, lars=lars, larc=larc)
+  makers = dict(
+    sgd=sgd, adam=adam, adamw=adamw, lamb=lamb, lars=lars, larc=larc
+  )
   if name not in makers:
     raise errors.UserError(
       f"unknown optimizer {name!r}: choose among {', '.join(makers)}"
@@ -280,6 +282,12 @@ def adamw(*, excluded, b1=0.9, b2=0.999, eps=1e-8, bias_correction=True):
   del excluded
   adam = _scale_by_adam(b1, b2, eps, bias_correction)
   return optax.chain(adam, _add_decay(), _times_rate())
+
+
+def adam(*, excluded, b1=0.9, b2=0.999, eps=1e-8):
+  """Adam as torch.optim has it: the decay joins the gradient (L2)."""
+  del excluded
+  return optax.chain(_add_decay(), _scale_by_adam(b1, b2, eps), _times_rate())
 
 
 def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6):
