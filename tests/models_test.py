@@ -93,7 +93,9 @@ def test_vit_counts(variant, expected):
 
 
 @pytest.mark.parametrize("variant,expansion", [("18", 1), ("50", 4)])
-@pytest.mark.parametrize("stem,side", [("imagenet", 2), ("cifar", 8)])
+@pytest.mark.parametrize(
+  "stem,side", [("imagenet", 2), ("small", 4), ("cifar", 8)]
+)
 def test_resnet_shapes(variant, expansion, stem, side):
   module = resnet.make(variant=variant, width=2, stem=stem)
   x = jax.ShapeDtypeStruct((3, 64, 64, 3), jnp.float32)

@@ -48,7 +48,8 @@ class ResNet(nn.Module):
   Attributes:
     variant: 18, 34, 50 or 101.
     width: channels of the first stage; 64 is the paper's.
-    stem: "imagenet" (7 x 7 of stride 2, max pool) or "cifar" (3 x 3).
+    stem: "imagenet" (7 x 7 of stride 2, max pool), "cifar" (3 x 3) or "small"
+      (3 x 3 of stride 2, a quarter of the work of "cifar").
     zero_init_residual: the last norm of each block starts at zero (Goyal et al.
       2017, arXiv:1706.02677), as SimCLR's authors have it.
     norm: "batch", or "layer" over pixels and channels of an image, with a scale
@@ -131,10 +132,13 @@ class ResNet(nn.Module):
     )
 
   def _stem(self, x, conv, norm):
-    if self.stem not in ("imagenet", "cifar"):
-      raise errors.UserError(f"unknown stem {self.stem!r}: imagenet or cifar")
-    if self.stem == "cifar":
-      x = conv(self.width, (3, 3), padding=1, name="conv1")(x)
+    if self.stem not in ("imagenet", "cifar", "small"):
+      raise errors.UserError(
+        f"unknown stem {self.stem!r}: imagenet, cifar or small"
+      )
+    if self.stem != "imagenet":
+      stride = 1 if self.stem == "cifar" else 2
+      x = conv(self.width, (3, 3), strides=stride, padding=1, name="conv1")(x)
       return nn.relu(norm(name="bn1")(x))
     x = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")(x)
     x = nn.relu(norm(name="bn1")(x))

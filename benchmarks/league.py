@@ -1,0 +1,244 @@
+"""Every method on Fashion-MNIST: `python -m benchmarks.league`.
+
+One encoder family, a ResNet-18 of width 16 whose stem halves the image (methods
+that need patches: the ViT of their config), batches of 256, 1,170 updates, then kNN and a linear probe on
+frozen features, beside raw pixels, the random encoder and the supervised
+ceiling. What a config says of views, optimiser and method stays.
+
+A row a run goes to `league.csv` beside this file, keyed by the hash of its
+config; what is there is not run again, and a run that was stopped goes on, so
+that the table can be made in parts. `--table` alone writes the README's table
+and `docs/league.png` from the rows that are there.
+"""
+
+import argparse
+import csv
+import glob
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+from ssljax import config as config_lib
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_ROWS = os.path.join(_ROOT, "benchmarks", "league.csv")
+_README = os.path.join(_ROOT, "README.md")
+_PLOT = os.path.join(_ROOT, "docs", "league.png")
+_BEGIN, _END = "<!-- league -->\n", "<!-- /league -->\n"
+_FIELDS = (
+  "key", "method", "encoder", "seed", "steps", "step_s", "knn", "linear",
+  "random_knn", "random_linear", "raw_knn", "raw_linear", "collapsed", "curve",
+  "jax", "cpus",
+)  # fmt: skip
+# What all runs share; of the probes nothing is chosen on the test set.
+_FLAGS = (
+  "--config.batch_size=256",
+  "--config.steps=1170",
+  "--config.accumulate=1",
+  "--config.eval.every_epochs=1",
+  "--config.eval.last=True",
+  "--config.checkpoint.every_steps=200",
+  "--config.checkpoint.keep=1",
+)
+
+
+def configs():
+  """{method: path} of the Fashion-MNIST configs, a ResNet's before a ViT's."""
+  found = {}
+  for path in sorted(glob.glob(os.path.join(_ROOT, "configs", "*.py"))):
+    name = os.path.basename(path)
+    if name.endswith("_fashion_mnist.py"):
+      method, _, encoder = name[: -len("_fashion_mnist.py")].rpartition("_")
+      if method not in found or encoder.startswith("resnet"):
+        found[method] = path
+  return found
+
+
+def flags(path, seed):
+  given = [*_FLAGS, f"--config.seed={seed}"]
+  if "resnet" in os.path.basename(path):
+    given.append("--config.encoder.stem=small")
+  return given
+
+
+def key_of(path, seed):
+  config = config_lib.to_dict(config_lib.load(path, flags(path, seed)))
+  text = json.dumps(config, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def rows():
+  if not os.path.exists(_ROWS):
+    return []
+  with open(_ROWS, newline="") as f:
+    return list(csv.DictReader(f))
+
+
+def append(row):
+  new = not os.path.exists(_ROWS)
+  with open(_ROWS, "a", newline="") as f:
+    writer = csv.DictWriter(f, _FIELDS, lineterminator="\n")
+    if new:
+      writer.writeheader()
+    writer.writerow(row)
+
+
+def command(*args):
+  """The last line of an `ssljax` command, as JSON."""
+  done = subprocess.run(
+    [sys.executable, "-m", "ssljax", *args], stdout=subprocess.PIPE, text=True
+  )
+  if done.returncode:
+    raise SystemExit(f"ssljax {args[0]} ended with {done.returncode}")
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run(method, path, seed, key):
+  """Trains and evaluates one method; returns its row."""
+  workdir = os.path.join(_ROOT, "runs", "league", f"{method}-{seed}-{key}")
+  name = f"--workdir={workdir}"
+  trained = command("train", f"--config={path}", name, *flags(path, seed))
+  figures = command("evaluate", name, "--protocols=knn,linear")
+  with open(os.path.join(workdir, "metrics.jsonl")) as f:
+    logged = [json.loads(line) for line in f]
+  with open(os.path.join(workdir, "environment.json")) as f:
+    environment = json.load(f)
+  curve = {r["step"]: r["knn"] for r in logged if "knn" in r}
+  encoder = os.path.basename(path).split("_")[-3]
+  return {
+    "key": key,
+    "method": method,
+    "encoder": encoder + ("-small" if encoder.startswith("resnet") else ""),
+    "seed": seed,
+    "steps": trained["steps"],
+    "step_s": round(trained["step_s"], 4),
+    "collapsed": bool(trained["collapsed"]),
+    "curve": " ".join(f"{step}:{knn:.4f}" for step, knn in curve.items()),
+    "jax": environment["jax"],
+    "cpus": environment["cpus"],
+    **{k: round(v, 4) for k, v in figures.items() if k in _FIELDS},
+  }
+
+
+def best(rows, count):
+  """The methods of the best linear probes of seed 0, the ceiling left out."""
+  first = [r for r in rows if r["seed"] == "0" and r["method"] != "supervised"]
+  first.sort(key=lambda r: -float(r["linear"]))
+  return [r["method"] for r in first[:count]]
+
+
+def play(methods, minutes):
+  """Runs what is missing: seed 0 of all, then seeds 1 and 2 of the best."""
+  stop = time.monotonic() + 60 * minutes
+  known = configs()
+  for unknown in set(methods) - set(known):
+    raise SystemExit(f"no config for {unknown!r}: one of {', '.join(known)}")
+  wanted = [(method, 0) for method in methods or known]
+
+  def missing(pairs):
+    there = {row["key"] for row in rows()}
+    for method, seed in pairs:
+      key = key_of(known[method], seed)
+      if key not in there:
+        yield method, known[method], seed, key
+
+  def play_all(pairs):
+    for entry in missing(pairs):
+      if time.monotonic() > stop:
+        raise SystemExit("the time is up; what is there is kept")
+      row = run(*entry)
+      append(row)
+      print(json.dumps(row), flush=True)
+
+  play_all(wanted)
+  if not methods:
+    play_all([(m, seed) for seed in (1, 2) for m in best(rows(), 5)])
+
+
+def table(rows):
+  """Markdown, best linear probe first; several seeds as mean ± half range."""
+  by_method = {}
+  for row in rows:
+    by_method.setdefault((row["method"], row["encoder"]), []).append(row)
+
+  def value(group, name):
+    values = [float(r[name]) for r in group]
+    text = f"{sum(values) / len(values):.4f}".lstrip("0")
+    if len(values) > 1:
+      text += f" ± {(max(values) - min(values)) / 2:.4f}".replace("0.", ".")
+    return text
+
+  def mean(group, name):
+    return sum(float(r[name]) for r in group) / len(group)
+
+  lines = [
+    "| | encoder | seeds | kNN | linear | s a step |",
+    "|---|---|---|---|---|---|",
+  ]
+  order = sorted(by_method.items(), key=lambda e: -mean(e[1], "linear"))
+  for (method, encoder), group in order:
+    note = " (ceiling)" if method == "supervised" else ""
+    lines.append(
+      f"| {method}{note} | {encoder} | {len(group)} | {value(group, 'knn')} | "
+      f"{value(group, 'linear')} | {mean(group, 'step_s'):.2f} |"
+    )
+  for encoder, row in {r["encoder"]: r for r in rows}.items():
+    knn, linear = row["random_knn"], row["random_linear"]
+    lines.append(f"| random encoder | {encoder} | | {knn} | {linear} | |")
+  knn, linear = rows[0]["raw_knn"], rows[0]["raw_linear"]
+  lines.append(f"| raw pixels | | | {knn} | {linear} | |")
+  return "\n".join(lines).replace("| 0.", "| .") + "\n"
+
+
+def plot(rows):
+  from matplotlib import pyplot as plt
+
+  fig, axis = plt.subplots(figsize=(9, 6))
+  ends = sorted(
+    (r for r in rows if r["seed"] == "0"), key=lambda r: -float(r["knn"])
+  )
+  for i, row in enumerate(ends):
+    points = [p.split(":") for p in row["curve"].split()]
+    axis.plot(
+      [0, *(int(step) for step, _ in points)],
+      [float(row["random_knn"]), *(float(knn) for _, knn in points)],
+      label=f"{row['method']} {float(row['knn']):.3f}",
+      linestyle=("-", "--", ":")[i // 10 % 3],
+      color=f"C{i % 10}",
+    )
+  axis.axhline(float(rows[0]["raw_knn"]), color="black", linewidth=1)
+  axis.set(xlabel="updates", ylabel="kNN accuracy, test")
+  axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+  fig.tight_layout()
+  fig.savefig(_PLOT, dpi=90)
+
+
+def write(rows):
+  with open(_README) as f:
+    text = f.read()
+  before, _, rest = text.partition(_BEGIN)
+  _, _, after = rest.partition(_END)
+  if not after:
+    raise SystemExit(f"{_README} has no {_BEGIN.strip()} ... {_END.strip()}")
+  with open(_README, "w") as f:
+    f.write(before + _BEGIN + table(rows) + _END + after)
+  plot(rows)
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--methods", default="", help="names between commas")
+  parser.add_argument("--minutes", type=float, default=1e9)
+  parser.add_argument("--table", action="store_true")
+  args = parser.parse_args()
+  if not args.table:
+    play([m for m in args.methods.split(",") if m], args.minutes)
+  if there := rows():
+    write(there)
+
+
+if __name__ == "__main__":
+  main()
