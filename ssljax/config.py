@@ -42,6 +42,7 @@ def base(modality: str = "image") -> config_dict.ConfigDict:
         name="",  # a TFDS name, folder:PATH, or digits
         split="train",
         data_dir=config_dict.placeholder(str),
+        labels=False,  # whether batches of training have `label`
         **_DATA[modality],
       ),
       augment=dict(name="none"),

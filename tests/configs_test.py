@@ -18,6 +18,8 @@ from ssljax import train
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.py")))
 IDS = [os.path.basename(path)[:-3] for path in CONFIGS]
+# The methods that learn from labels; no other sees any.
+SUPERVISED = ("supcon", "supervised")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)
@@ -27,10 +29,13 @@ def test_quick_learns_with_one_compile(path):
   )
   run = run_lib.build(config)
   step = train.compile_step(run)
+  refresh = run_lib.make_refresh(run)
   start = run_lib.init_state(run)
   before = jax.tree.map(np.asarray, start)
   state, rng = start, jax.random.key(0)
   for i in range(6):
+    if refresh and i in (0, 3):
+      state = refresh(state)
     batch = run.source.read(np.arange(16 * i, 16 * i + 32))
     batch["epoch"] = np.full(32, i, np.int32)
     state, metrics = step(state, batch, rng)
@@ -57,12 +62,14 @@ def test_quick_learns_with_one_compile(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)
-def test_labels_are_in_no_batch(path):
+def test_labels_are_in_a_batch_where_the_config_says_so(path):
   config = config_lib.load(f"{path}:quick", ["--config.mesh.data=1"])
   run = run_lib.build(config)
   batch = run.source.read(np.arange(4))
-  assert set(batch) == {*run.source.example, "index"}
-  assert "label" not in batch
+  labels = {"label"} if config.method.name in SUPERVISED else set()
+  assert set(batch) == {*run.source.example, "index"} | labels
+  assert config.data.labels == bool(labels)
+  assert set(run_lib.abstract_batch(run)) == {*batch, "epoch"}
 
 
 def paper_state(path, classes_shape):

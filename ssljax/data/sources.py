@@ -267,8 +267,9 @@ def check(records, name, split, *, labels):
   """Raises UserError where there are no examples, or no labels but wanted."""
   if labels and records.num_classes is None:
     raise errors.UserError(
-      f"{name} has no labels, which evaluation needs: set "
-      "--config.eval.train_split='', or name labelled data"
+      f"{name} has no labels, which evaluation and data.labels need: set "
+      "--config.eval.train_split='' and --config.data.labels=False, or name "
+      "labelled data"
     )
   if not len(records):
     raise errors.UserError(f"{name} has no examples in split {split!r}")

@@ -1,0 +1,43 @@
+"""DCL on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
+
+  ssljax train --config=configs/dcl_resnet18_fashion_mnist.py --workdir=W
+  ssljax evaluate --workdir=W
+
+Not yet reproduced.
+"""
+
+from ssljax import config as config_lib
+
+
+def get_config(arg=None):
+  """Variants: `dclw`, `quick`."""
+  config = config_lib.base()
+  config.epochs = 5.0
+  config.data.name = "fashion_mnist"
+  config.augment = dict(
+    name="simclr",
+    area=(0.3, 1.0),
+    interpolation="bilinear",
+    strength=0.5,
+    mean=(0.286,),
+    std=(0.353,),
+  )
+  config.encoder = dict(name="resnet", variant="18", width=16, stem="cifar")
+  config.method = dict(name="dcl", temperature=0.2, features=(512, 128))
+  # The loss is the sum of both directions, as in the config of SimCLR.
+  config.optimizer = dict(
+    name="sgd",
+    learning_rate=0.3,
+    lr_scaling="linear",
+    momentum=0.9,
+    weight_decay=5e-4,
+  )
+  config.schedule = dict(name="cosine", warmup_epochs=0.2)
+  quick = dict(features=(64, 32))
+  variants = {"dclw": _dclw}
+  return config_lib.finish(config, arg, variants, quick)
+
+
+def _dclw(config):
+  """The positives weighed by how near they are."""
+  config.method.sigma = 0.5
