@@ -135,6 +135,24 @@ def swapped_prediction(
   return others / ((views - 1) * len(codes))
 
 
+def known_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The mean cross-entropy where labels are known.
+
+  Args:
+    logits: [... k].
+    labels: int32, to be broadcast to [...]; -1 is unknown.
+
+  Returns:
+    A float32 scalar, 0 where no label is known.
+  """
+  labels = jnp.broadcast_to(labels, logits.shape[:-1])
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  places = jnp.maximum(labels, 0)[..., None]
+  picked = jnp.take_along_axis(log_p, places, axis=-1)[..., 0]
+  known = labels >= 0
+  return -jnp.sum(picked * known) / jnp.maximum(known.sum(), 1)
+
+
 def infonce(
   query: jax.Array, key: jax.Array, *, temperature: float
 ) -> jax.Array:

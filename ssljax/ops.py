@@ -416,3 +416,32 @@ def whiten(x: jax.Array, *, eps: float = 0.0) -> jax.Array:
   covariance = (1 - eps) * (x.T @ x) / (n - 1) + eps * jnp.eye(d)
   factor = jnp.linalg.cholesky(covariance)
   return jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T
+
+
+def pca_whiten(x: jax.Array, dim: int) -> jax.Array:
+  """[n d] -> [n dim]: the largest principal components, each of variance 1.
+
+  As faiss' `PCAMatrix` with eigen_power -0.5, which facebookresearch/
+  deepcluster `clustering.py` uses, but that a component with less than 1e-6 of
+  the largest variance counts as having that: it is noise.
+  """
+  x = x.astype(jnp.float32)
+  x = x - x.mean(axis=0)
+  exact = jax.lax.Precision.HIGHEST
+  covariance = jnp.matmul(x.T, x, precision=exact) / len(x)
+  variances, axes = jnp.linalg.eigh(covariance)  # ascending
+  variances, axes = variances[::-1][:dim], axes[:, ::-1][:, :dim]
+  variances = jnp.maximum(variances, 1e-6 * variances[0])
+  return jnp.matmul(x, axes / jnp.sqrt(variances), precision=exact)
+
+
+def sobel(images: jax.Array) -> jax.Array:
+  """[b h w c] -> [b h w 2]: the mean of the channels, then its differences
+  along x and y, as facebookresearch/deepcluster `models/alexnet.py` has them.
+  """
+  grey = jnp.pad(images.mean(axis=-1), ((0, 0), (1, 1), (1, 1)))
+  smooth_y = grey[:, :-2] + 2 * grey[:, 1:-1] + grey[:, 2:]
+  smooth_x = grey[:, :, :-2] + 2 * grey[:, :, 1:-1] + grey[:, :, 2:]
+  across = smooth_y[:, :, :-2] - smooth_y[:, :, 2:]
+  down = smooth_x[:, :-2] - smooth_x[:, 2:]
+  return jnp.stack([across, down], axis=-1)

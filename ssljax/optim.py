@@ -144,13 +144,15 @@ def schedule(
   return value
 
 
-def ema_schedule(decay: float, total_steps: int) -> Schedule:
-  """The teacher's decay, from `decay` to 1 by a cosine (BYOL, section 3.3):
-  1 - (1 - decay) (cos(pi step / total_steps) + 1) / 2."""
+def ema_schedule(
+  decay: float, total_steps: int, *, end: float = 1.0
+) -> Schedule:
+  """The teacher's decay, from `decay` to `end` by a cosine (BYOL, section 3.3):
+  end - (end - decay) (cos(pi step / total_steps) + 1) / 2."""
 
   def value(step):
     progress = jnp.asarray(step, jnp.float32) / total_steps
-    return 1 - (1 - decay) * (jnp.cos(jnp.pi * progress) + 1) / 2
+    return end - (end - decay) * (jnp.cos(jnp.pi * progress) + 1) / 2
 
   return value
 
@@ -190,8 +192,9 @@ def make(
     layer_decay: times the rate, to the power of the depth below the encoder's
       last norm, see `layer_depths`; `groups` go on top.
     groups: dicts of `match` with some of `lr_mult`; `lr`, a constant rate that
-      nothing scales or schedules; `weight_decay`. The first that matches a
-      parameter holds, also before `decay_exclude`.
+      nothing scales or schedules; `weight_decay`; `momentum`, where the
+      optimiser has it. The first that matches a parameter holds, also before
+      `decay_exclude`.
     freeze: dicts of `match` and `steps`, maybe `moments`, see `freeze_until`.
     **hyper: of the optimiser.
 
@@ -216,6 +219,11 @@ def make(
 
   try:
     tx = makers[name](excluded=excluded, **hyper)
+    for group in groups:
+      if "momentum" in group:
+        other = {**hyper, "momentum": group["momentum"]}
+        other = makers[name](excluded=excluded, **other)
+        tx = _apart(group["match"], own=other, rest=tx)
     for part in freeze:
       tx = freeze_until(tx=tx, **part)
   except TypeError as e:
@@ -385,12 +393,16 @@ def freeze_until(
   late = optax.GradientTransformationExtraArgs(init, update)
   if steps is None:
     late = optax.set_to_zero()
+  return _apart(match, late=late, now=tx)
+
+
+def _apart(match, **parts):
+  """The first of two for what `match` finds, the second for the rest."""
+  found, rest = parts
   labels = lambda params: _map_with_path(
-    lambda path, x: "late" if re.search(match, path) else "now", params
+    lambda path, x: found if re.search(match, path) else rest, params
   )
-  return optax.partition(
-    {"late": late, "now": tx}, labels, mask_compatible_extra_args=True
-  )
+  return optax.partition(parts, labels, mask_compatible_extra_args=True)
 
 
 def _scale_by_adam(b1, b2, eps, bias_correction=True):
@@ -498,11 +510,12 @@ def layer_depths(params):
 
 
 def _check(groups, patterns):
-  keys = {"match", "lr_mult", "lr", "weight_decay"}
+  keys = {"match", "lr_mult", "lr", "weight_decay", "momentum"}
   for group in groups:
     if "match" not in group or set(group) - keys:
       raise errors.UserError(
-        f"group {dict(group)}: give match, and lr_mult, lr or weight_decay"
+        f"group {dict(group)}: give match, and lr_mult, lr, weight_decay or "
+        "momentum"
       )
   for pattern in [*patterns, *(group["match"] for group in groups)]:
     try:

@@ -4,6 +4,7 @@ Names resolve by import: `method.name = "simclr"` is `ssljax.methods.simclr`, a
 dotted name is a module of the user's own.
 """
 
+import functools
 import importlib
 import inspect
 import os
@@ -23,6 +24,7 @@ from ssljax import optim
 from ssljax import sharding
 from ssljax.augment import text as text_views
 from ssljax.data import sources
+from ssljax.data import stream
 from ssljax.data import texts
 
 
@@ -80,7 +82,7 @@ def build(config) -> Run:
   )
   tx, learning_rate = make_tx(config, **known)
   views, view_for_eval = make_augments(config, source)
-  method = make_method(config, **known)
+  method = make_method(config, num_classes=source.num_classes, **known)
   embed = core.make_embed(method, view_for_eval)
   run = Run(
     config=config,
@@ -197,9 +199,9 @@ def make_augments(config, source):
   return pair(options.pop("name"), source, **options)
 
 
-def open_source(config, split: str, *, labels: bool = False, **like):
+def open_source(config, split: str, **like):
   """The source of `config.data` in a split; `like` replaces some options."""
-  options = {**_options(config.data), **like, "split": split, "labels": labels}
+  options = {**_options(config.data), **like, "split": split}
   modality = options.pop("modality")
   if modality not in _SOURCES:
     raise errors.UserError(
@@ -266,8 +268,10 @@ def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     (b, *shape), dtype, sharding=placed
   )
   batch = {k: struct(*v) for k, v in run.source.example.items()}
-  number = struct((), jnp.int32)
-  return batch | {"index": number, "epoch": number}
+  numbers = ["index", "epoch"]
+  if run.config.data.get("labels", False):
+    numbers.append("label")
+  return batch | dict.fromkeys(numbers, struct((), jnp.int32))
 
 
 def init_fn(run: Run) -> Callable:
@@ -300,6 +304,53 @@ def init_state(run: Run) -> core.TrainState:
     compiler_options={"xla_backend_optimization_level": 0},
   )
   return init(jax.random.key(run.config.seed))
+
+
+def make_refresh(run: Run) -> Callable | None:
+  """Returns `refresh(state) -> state`, or None where the method has none.
+
+  What it draws depends on the seed and the step alone. The method's `read(*,
+  train=False)` gives all examples in order, in batches as they come out of the
+  evaluation's view or the training views, with `key` [b] and `index` [b]; the
+  last is filled up with the first examples.
+  """
+  if run.method.refresh is None:
+    return None
+  everywhere = sharding.replicated(run.mesh)
+  cut = sharding.by_example(run.mesh)
+
+  def view(augment, batch, rng):
+    keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(batch["index"])
+    return augment(batch | {"key": keys}) | {"key": keys}
+
+  views = {
+    train: jax.jit(functools.partial(view, augment))
+    for train, augment in ((True, run.augment), (False, run.view_for_eval))
+  }
+
+  def refresh(state):
+    # Steps fold in what they are; none is so large.
+    rng = jax.random.fold_in(jax.random.key(run.config.seed), 2**32 - 1)
+    rng = jax.random.fold_in(rng, int(state.step))
+    rng, read_rng = jax.random.split(rng)
+
+    def read(*, train=False):
+      for batch in stream.in_order(
+        run.source,
+        batch_size=run.config.batch_size,
+        to_device=lambda batch: jax.device_put(batch, cut),
+      ):
+        yield views[train](batch, read_rng)
+
+    old = state.params, state.method_state
+    new = run.method.refresh(*old, read, rng=rng)
+    kind = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    if kind(old) != kind(new):
+      raise ValueError("refresh gave other arrays than it was given")
+    params, method_state = jax.device_put(new, everywhere)
+    return state._replace(params=params, method_state=method_state)
+
+  return refresh
 
 
 def _dtype(config):

@@ -156,22 +156,19 @@ def _loop(run, state, step_fn, log, checkpoints, sets, monitor):
   config = run.config
   start, stop = int(state.step), run.total_steps
   rng = jax.random.key(config.seed)
-  place = sharding.by_example(run.mesh)
-  batches = stream.batches(
-    run.source,
-    seed=config.seed,
-    start_step=start,
-    stop_step=stop,
-    batch_size=config.batch_size,
-    to_device=lambda batch: jax.device_put(batch, place),
-  )
+  refresh = run_lib.make_refresh(run)
+  batches = None
   eval_every = config.eval.every_epochs
   eval_every = eval_every and max(1, round(eval_every * run.steps_per_epoch))
   if monitor and start < stop:
     monitor.compile(state)
   with _Terminated() as terminated:
-    for step, batch in zip(range(start, stop), batches):
-      state, metrics = step_fn(state, batch, rng)
+    for step in range(start, stop):
+      if refresh and step % run.steps_per_epoch == 0:
+        # What was saved at this step is from before: resuming refreshes too.
+        state, batches = refresh(state), None
+      batches = batches or _batches(run, state, step)
+      state, metrics = step_fn(state, next(batches), rng)
       log.add(step, metrics)
       done = step + 1
       last = done == stop
@@ -196,6 +193,24 @@ def _loop(run, state, step_fn, log, checkpoints, sets, monitor):
   checkpoints.wait()
   checkpoints.close()
   return state
+
+
+def _batches(run, state, start):
+  """The batches from step `start` on, as far as the state decides them."""
+  stop, weights = run.total_steps, None
+  if run.method.refresh:
+    stop = min(stop, start - start % run.steps_per_epoch + run.steps_per_epoch)
+    weights = state.method_state.get("sampling_weights")
+  place = sharding.by_example(run.mesh)
+  return stream.batches(
+    run.source,
+    seed=run.config.seed,
+    start_step=start,
+    stop_step=stop,
+    batch_size=run.config.batch_size,
+    weights=None if weights is None else np.asarray(weights),
+    to_device=lambda batch: jax.device_put(batch, place),
+  )
 
 
 class _Terminated:

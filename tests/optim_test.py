@@ -513,3 +513,19 @@ def test_mistakes_name_the_mend_in_one_line(mistake, message):
 def make_and_init(**options):
   options = dict(name="sgd", learning_rate=0.1) | options
   optim.make(**options).init(nest(problem()[0]))
+
+
+def test_a_group_may_have_a_momentum_of_its_own():
+  tx = optim.make(
+    name="sgd",
+    learning_rate=0.1,
+    momentum=0.9,
+    groups=(dict(match="^head/", momentum=0.0),),
+  )
+  params = {"body": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
+  state, moved = tx.init(params), []
+  for _ in range(2):
+    updates, state = tx.update(params, state, params)
+    moved.append(updates)
+  np.testing.assert_allclose(moved[1]["body"]["w"], -0.19, rtol=1e-6)
+  np.testing.assert_allclose(moved[1]["head"]["w"], -0.1, rtol=1e-6)

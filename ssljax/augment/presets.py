@@ -61,6 +61,24 @@ PRESETS = {
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
   ),
+  # facebookresearch/swav `multicropdataset.py` and its scripts; the std is as
+  # they have it.
+  "swav": dict(
+    area=(0.14, 1.0),
+    jitter=(0.8, 0.8, 0.8, 0.2),
+    gray_p=0.2,
+    blur_p=0.5,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.228, 0.224, 0.225),
+    local_views=6,
+    local_area=(0.05, 0.14),
+  ),
+  # facebookresearch/deepcluster `clustering.py`, cluster_assign.
+  "deepcluster": dict(
+    views=1,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+  ),
   # facebookresearch/dino `main_dino.py`, DataAugmentationDINO.
   "multi_crop": dict(
     area=(0.4, 1.0),

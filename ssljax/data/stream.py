@@ -128,9 +128,30 @@ def batches(
     batch["epoch"] = np.full(len(place), epoch, np.int32)
     return to_device(batch)
 
-  steps = grain.MapDataset.range(start_step, stop_step)
+  return _ahead(read, start_step, stop_step)
+
+
+def in_order(
+  source, *, batch_size: int, to_device: Callable = lambda batch: batch
+) -> Iterator:
+  """All examples once, in order, read ahead in threads as by `batches`.
+
+  The last batch is filled up with the first examples: all have one shape.
+  """
+
+  def read(i):
+    place = np.arange(i * batch_size, (i + 1) * batch_size) % len(source)
+    return to_device(source.read(place))
+
+  return _ahead(read, 0, -(-len(source) // batch_size))
+
+
+def _ahead(read, start, stop):
+  """`read(i)` of start .. stop - 1, in threads."""
   return iter(
-    steps.map(read).to_iter_dataset(
+    grain.MapDataset.range(start, stop)
+    .map(read)
+    .to_iter_dataset(
       grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     )
   )

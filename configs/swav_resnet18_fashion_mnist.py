@@ -1,0 +1,39 @@
+"""SwAV on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
+
+  ssljax train --config=configs/swav_resnet18_fashion_mnist.py --workdir=W
+  ssljax evaluate --workdir=W
+
+Two crops of one size. Not yet reproduced.
+"""
+
+from ssljax import config as config_lib
+
+
+def get_config(arg=None):
+  """Variants: `quick`."""
+  config = config_lib.base()
+  config.epochs = 5.0
+  config.data.name = "fashion_mnist"
+  config.augment = dict(
+    name="simclr",
+    area=(0.3, 1.0),
+    interpolation="bilinear",
+    strength=0.5,
+    mean=(0.286,),
+    std=(0.353,),
+  )
+  config.encoder = dict(name="resnet", variant="18", width=16, stem="cifar")
+  config.method = dict(
+    name="swav", num_prototypes=300, hidden_dim=512, out_dim=128
+  )
+  config.optimizer = dict(
+    name="sgd",
+    learning_rate=0.1,
+    lr_scaling="linear",
+    momentum=0.9,
+    weight_decay=5e-4,
+    freeze=(dict(match="prototypes", steps=234),),
+  )
+  config.schedule = dict(name="cosine", warmup_epochs=0.2)
+  quick = dict(num_prototypes=24, hidden_dim=64, out_dim=32)
+  return config_lib.finish(config, arg, quick=quick)
