@@ -347,7 +347,9 @@ def make_refresh(run: Run) -> Callable | None:
     kind = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     if kind(old) != kind(new):
       raise ValueError("refresh gave other arrays than it was given")
-    params, method_state = jax.device_put(new, everywhere)
+    # As restored ones are: a weak type would compile the step again.
+    strong = lambda x: jax.lax.convert_element_type(x, x.dtype)
+    params, method_state = jax.device_put(jax.tree.map(strong, new), everywhere)
     return state._replace(params=params, method_state=method_state)
 
   return refresh
