@@ -90,6 +90,8 @@ _TINY = {
   "bert": dict(name="bert", variant="Mu", vocab=400, positions=64),
   "gpt": dict(name="gpt", variant="Mu", vocab=400, positions=64),
 }
+# What methods need of an encoder, whatever its size.
+_KINDS = ("pool", "class_token", "mask_token", "norm")
 # Data for `:quick`, which scikit-learn ships, by modality.
 _EMBEDDED = {
   "image": dict(name="digits", split="train", size=(8, 8), channels=1),
@@ -130,7 +132,9 @@ def _quick(config, method):
   if config.data.get("tokenizer", "").endswith(".json"):
     config.data.tokenizer = "gpt" if config.encoder.name == "gpt" else "bert"
   family, _, _ = config.encoder.get("variant", "").rpartition("-")
-  config.encoder = config_dict.ConfigDict(_TINY[config.encoder.name])
+  kinds = {k: v for k, v in config.encoder.items() if k in _KINDS}
+  tiny = _TINY[config.encoder.name] | kinds
+  config.encoder = config_dict.ConfigDict(tiny)
   if family:
     config.encoder.variant = f"{family}-{config.encoder.variant}"
   for key in ("mean", "std"):
