@@ -1,5 +1,5 @@
-"""NNCLR, DCL, W-MSE, LeJEPA, supervised learning, SupCon and RotNet against the
-authors' code.
+"""NNCLR, MoCo v2+, DCL, W-MSE, LeJEPA, supervised learning, SupCon and RotNet
+against the authors' code.
 
 `tests/fidelity/README.md` says which, and how the numbers were made.
 """
@@ -16,6 +16,7 @@ from ssljax import ops
 from ssljax import optim
 from ssljax.methods import dcl
 from ssljax.methods import lejepa
+from ssljax.methods import mocov2plus
 from ssljax.methods import nnclr
 from ssljax.methods import rotation
 from ssljax.methods import supcon
@@ -48,6 +49,15 @@ METHODS = {
     out_dim=6,
     predictor_dim=9,
   ),
+  "mocov2plus": lambda e: mocov2plus.make(
+    e,
+    total_steps=3,
+    hidden_dim=10,
+    out_dim=6,
+    queue_size=32,
+    ema=0.8,
+    ema_end=0.95,
+  ),
   "dcl": lambda e: dcl.make(e, temperature=0.1, features=(10, 6)),
   "dclw": lambda e: dcl.make(e, temperature=0.1, sigma=0.5, features=(10, 6)),
   "wmse2": lambda e: wmse.make(
@@ -70,6 +80,7 @@ PARTS = {
   "wmse3": {"projector": (0, 3)},
   "lejepa": {"projector": (0, 3, 6)},
   "supcon": {"projector": (0, 2)},
+  "mocov2plus": {"projector": (0, 2)},
 }
 
 
@@ -131,6 +142,10 @@ def test_methods_train_as_the_authors(name, monkeypatch):
   method_state = state.method_state
   if name == "nnclr":
     method_state |= {"queue": jnp.asarray(case["queue_start"])}
+  if name == "mocov2plus":
+    teacher = method_state["teacher"] | {"params": params}
+    queues = jnp.asarray(case["queue_start"].swapaxes(1, 2))
+    method_state |= {"queues": queues, "teacher": teacher}
   state = core.TrainState(state.step, params, method_state, tx.init(params))
   step = core.make_train_step(method, tx)
   history = []
@@ -142,6 +157,10 @@ def test_methods_train_as_the_authors(name, monkeypatch):
   if name == "nnclr":
     assert_close(state.method_state["queue"], case["queue_end"])
     assert state.method_state["place"] == 16
+  if name == "mocov2plus":
+    assert_close(state.method_state["queues"], case["queue_end"].swapaxes(1, 2))
+    teacher = state.method_state["teacher"]["params"]
+    jax.tree.map(assert_close, teacher, torch_params(name, case["teacher"]))
 
 
 def both_ways(z, **options):

@@ -23,6 +23,7 @@ def make(
   hidden_dim: int | None = None,
   num_layers: int = 2,
   head_norm: bool = True,
+  scale: float = 1.0,
 ) -> core.Method:
   """Returns SimCLR around a Flax encoder; batches carry `views` [b 2 h w c].
 
@@ -33,6 +34,7 @@ def make(
     hidden_dim: width of the head's hidden layers; None is the encoder's own.
     num_layers: of the head, 2 in v1 and 3 in v2.
     head_norm: batch norm in the head, as the authors have it.
+    scale: of the loss; 0.5 makes the sum of both directions their mean.
   """
   # `model_util.py`: batch norm after every layer, the last one without offset,
   # and weights that start at 0.01.
@@ -90,7 +92,7 @@ def make(
     del params, step
     z1, z2 = features["z"][:, 0], features["z"][:, 1]
     # The authors add the losses of both directions: twice the paper's mean.
-    loss = 2 * losses.ntxent(z1, z2, temperature=temperature)
+    loss = scale * 2 * losses.ntxent(z1, z2, temperature=temperature)
     similarity = ops.l2_normalize(z1) @ ops.l2_normalize(z2).T
     found = similarity.argmax(axis=1) == jnp.arange(len(z1))
     return loss, (method_state, {"contrast_accuracy": found.mean()})

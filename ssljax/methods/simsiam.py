@@ -21,6 +21,7 @@ def make(
   out_dim: int = 2048,
   predictor_dim: int = 512,
   num_layers: int = 3,
+  hidden_dim: int | None = None,
 ) -> core.Method:
   """Returns SimSiam around a Flax encoder; batches carry `views` [b 2 h w c].
 
@@ -30,7 +31,8 @@ def make(
     encoder: a module under the encoder contract.
     out_dim: width of projections and predictions.
     predictor_dim: width of the predictor's hidden layer.
-    num_layers: of the projector; its hidden layers are as wide as the encoder.
+    num_layers: of the projector.
+    hidden_dim: width of its hidden layers; None is the encoder's own.
   """
   options = dict(
     # Under SGD the size of a weight that norm follows is its rate.
@@ -39,7 +41,7 @@ def make(
     axis_name=encoder.axis_name,
   )
   projector = heads.MLP(
-    features=(None,) * (num_layers - 1) + (out_dim,),
+    features=(hidden_dim,) * (num_layers - 1) + (out_dim,),
     out_norm="batch_no_affine",
     **options,
   )

@@ -1,5 +1,5 @@
-"""Writes contrastive.npz: NNCLR, DCL, W-MSE, LeJEPA, supervised learning,
-SupCon and RotNet, their losses on features and steps of training.
+"""Writes contrastive.npz: NNCLR, MoCo v2+, DCL, W-MSE, LeJEPA, supervised
+learning, SupCon and RotNet, their losses on features and steps of training.
 
 Run where torch and lightly are installed, with checkouts of
 vturrisi/solo-learn, raminnakhli/Decoupled-Contrastive-Learning,
@@ -171,6 +171,49 @@ def nnclr(arrays):
   arrays["nnclr/queue_end"] = state.queue.numpy()
 
 
+def mocov2plus(arrays):
+  """solo-learn's loss, queues and momentum."""
+  loss_of = load(f"{SOLO}/solo/losses/mocov2plus.py").mocov2plus_loss_func
+  momentum = load(f"{SOLO}/solo/utils/momentum.py")
+  enqueue = function(
+    f"{SOLO}/solo/methods/mocov2plus.py", "_dequeue_and_enqueue"
+  )
+  head = lambda: nn.Sequential(
+    nn.Linear(WIDTH, 10), nn.ReLU(), nn.Linear(10, 6)
+  )
+  model, teacher = Model(head()), Model(head()).double()
+  state = types.SimpleNamespace(queue_size=32, queue_ptr=torch.zeros(1).long())
+  queue = F.normalize(torch.randn(2, 6, 32), dim=1).float()
+  arrays["mocov2plus/queue_start"] = queue.numpy().copy()
+  state.queue = queue.double()
+  updater = momentum.MomentumUpdater(0.8, 0.95)
+
+  def step(x, i):
+    if i == 0:
+      momentum.initialize_momentum_params(model, teacher)
+    q = [F.normalize(model(view), dim=-1) for view in x.unbind(1)]
+    with torch.no_grad():
+      k = [F.normalize(teacher(view), dim=-1) for view in x.unbind(1)]
+    queue = state.queue.clone().detach()
+    loss = (
+      loss_of(q[0], k[1], queue[1], 0.2) + loss_of(q[1], k[0], queue[0], 0.2)
+    ) / 2
+    enqueue(state, torch.stack(k))
+    steps.append(i)
+    return loss
+
+  steps = []
+
+  def after():  # `on_train_batch_end` of methods/base.py
+    updater.update(model, teacher)
+    updater.update_tau(cur_step=len(steps), max_steps=STEPS)
+
+  views = drawn((STEPS, BATCH, 2, INPUT))
+  train(arrays, "mocov2plus", model, step, views, after)
+  arrays["mocov2plus/queue_end"] = state.queue.numpy()
+  store(arrays, "mocov2plus/teacher", teacher)
+
+
 def nearest_of_lightly():
   """`NNMemoryBankModule.forward`, given a bank."""
   folder = os.path.dirname(importlib.util.find_spec("lightly").origin)
@@ -339,7 +382,16 @@ def rotation(arrays):
 
 def main():
   arrays = {}
-  for make in (nnclr, dcl, wmse, supcon, supervised, rotation, lejepa):
+  for make in (
+    nnclr,
+    dcl,
+    wmse,
+    supcon,
+    supervised,
+    rotation,
+    lejepa,  # sets torch's default to float64
+    mocov2plus,
+  ):
     torch.manual_seed(0)
     make(arrays)
   folder = os.path.dirname(os.path.abspath(__file__))
