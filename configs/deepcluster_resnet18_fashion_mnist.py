@@ -1,6 +1,7 @@
-"""DeepCluster on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
+r"""DeepCluster on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
 
-  ssljax train --config=configs/deepcluster_resnet18_fashion_mnist.py --workdir=W
+  ssljax train --workdir=W \
+    --config=configs/deepcluster_resnet18_fashion_mnist.py
   ssljax evaluate --workdir=W
 
 One view by the SimCLR preset of the other configs. Not yet reproduced.

@@ -1,6 +1,7 @@
-"""DeepCluster v2 on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
+r"""DeepCluster v2 on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
 
-  ssljax train --config=configs/deepcluster_v2_resnet18_fashion_mnist.py --workdir=W
+  ssljax train --workdir=W \
+    --config=configs/deepcluster_v2_resnet18_fashion_mnist.py
   ssljax evaluate --workdir=W
 
 Two crops of one size; as SwAV, but for the prototypes. Not yet reproduced.

@@ -72,10 +72,12 @@ def test_labels_are_in_a_batch_where_the_config_says_so(path):
   assert set(run_lib.abstract_batch(run)) == {*batch, "epoch"}
 
 
-def paper_state(path, classes_shape):
-  """The state of a paper's config under eval_shape, without its dataset."""
+def paper_state(path, classes_shape, **sizes):
+  """The state of a paper's config under eval_shape, without its dataset, which
+  is ImageNet's size where `sizes` do not say other."""
   config = config_lib.load(path, [])
   known = dict(num_examples=1281167, steps_per_epoch=312, total_steps=31200)
+  known |= sizes
   method = run_lib.make_method(config, **known)
   tx, rate = run_lib.make_tx(config, **known)
   source = types.SimpleNamespace(modality="image", shape=classes_shape)
