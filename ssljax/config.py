@@ -91,7 +91,14 @@ _TINY = {
   "gpt": dict(name="gpt", variant="Mu", vocab=400, positions=64),
 }
 # What methods need of an encoder, whatever its size.
-_KINDS = ("pool", "class_token", "mask_token", "norm")
+_KINDS = (
+  "pool",
+  "class_token",
+  "registers",
+  "mask_token",
+  "layer_scale",
+  "norm",
+)
 # Data for `:quick`, which scikit-learn ships, by modality.
 _EMBEDDED = {
   "image": dict(name="digits", split="train", size=(8, 8), channels=1),
@@ -129,6 +136,11 @@ def _quick(config, method):
   config.data.update(_EMBEDDED[config.data.modality])
   if "size" in config.augment:
     config.augment.size = (8, 8)
+  if "local_size" in config.augment:
+    config.augment.local_size = (4, 4)
+    config.augment.local_views = 2
+  if "blur_kernel" in config.augment:
+    config.augment.blur_kernel = 3
   if config.data.get("tokenizer", "").endswith(".json"):
     config.data.tokenizer = "gpt" if config.encoder.name == "gpt" else "bert"
   family, _, _ = config.encoder.get("variant", "").rpartition("-")

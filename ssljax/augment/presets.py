@@ -91,6 +91,21 @@ PRESETS = {
     std=(0.229, 0.224, 0.225),
     local_views=8,
   ),
+  # facebookresearch/dinov2 `data/augmentations.py`. Its `GaussianBlur(p)` blurs
+  # with probability 1 - p, so that the first global crop never is.
+  "dinov2": dict(
+    area=(0.32, 1.0),
+    interpolation="bicubic",
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    gray_p=0.2,
+    blur_p=(0.0, 0.9),
+    blur_kernel=9,
+    solarize_p=(0.0, 0.2),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    local_views=8,
+    local_area=(0.05, 0.32),
+  ),
 }
 
 PRESETS = {name: {**_NOTHING, **preset} for name, preset in PRESETS.items()}

@@ -1,0 +1,71 @@
+"""DINOv2 on Fashion-MNIST with a small ViT: 49 patches of 4 x 4, 4 layers, two
+registers, and two local crops of 12 x 12.
+
+  ssljax train --config=configs/dinov2_vit_fashion_mnist.py --workdir=W
+  ssljax evaluate --workdir=W
+
+Not yet reproduced.
+"""
+
+from ssljax import config as config_lib
+
+
+def get_config(arg=None):
+  """Variants: `quick`."""
+  config = config_lib.base()
+  config.epochs = 5.0
+  config.data.name = "fashion_mnist"
+  config.augment = dict(
+    name="multi_crop",
+    area=(0.3, 1.0),
+    interpolation="bilinear",
+    solarize_p=0.0,
+    blur_p=0.5,
+    local_views=2,
+    local_size=(12, 12),
+    local_area=(0.1, 0.3),
+    mean=(0.286,),
+    std=(0.353,),
+  )
+  config.encoder = dict(
+    name="vit",
+    variant="Ti/4",
+    dim=128,
+    depth=4,
+    heads=4,
+    registers=2,
+    mask_token=True,
+    weight_init="dinov2",
+  )
+  # Fewer prototypes than crops, for Sinkhorn-Knopp gives each its share; and a
+  # run this short needs a quicker teacher than the paper's.
+  config.method = dict(
+    name="dinov2",
+    out_dim=512,
+    patch_out_dim=512,
+    hidden_dim=512,
+    bottleneck_dim=128,
+    patch_bottleneck_dim=128,
+    warmup_teacher_epochs=2,
+    ema=0.99,
+  )
+  config.optimizer = dict(
+    name="adamw",
+    learning_rate=1e-3,
+    weight_decay=0.04,
+    weight_decay_end=0.1,
+    decay_exclude=("1d",),
+    clip_by_module=3.0,
+    layer_decay=0.9,
+    groups=(dict(match="encoder/patch_embed", lr_mult=0.2),),
+    freeze=(dict(match="prototypes", epochs=0.5, moments=True),),
+  )
+  config.schedule = dict(name="cosine", warmup_epochs=0.5)
+  quick = dict(
+    out_dim=32,
+    patch_out_dim=32,
+    hidden_dim=64,
+    bottleneck_dim=32,
+    patch_bottleneck_dim=32,
+  )
+  return config_lib.finish(config, arg, quick=quick)
