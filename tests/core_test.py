@@ -19,6 +19,7 @@ from ssljax.methods import moco
 from ssljax.methods import mocov3
 from ssljax.methods import simclr
 from ssljax.methods import simsiam
+from ssljax.methods import swav
 from ssljax.methods import vicreg
 from ssljax.models import resnet
 from tests import toys
@@ -272,6 +273,15 @@ HEADS_WITH_NORM = {
   "simsiam": lambda encoder: simsiam.make(encoder, out_dim=16, predictor_dim=8),
   "barlow_twins": lambda encoder: barlow_twins.make(encoder, features=(32, 16)),
   "vicreg": lambda encoder: vicreg.make(encoder, features=(32, 16)),
+  "swav": lambda encoder: swav.make(
+    encoder,
+    steps_per_epoch=1,
+    num_prototypes=24,
+    hidden_dim=32,
+    out_dim=16,
+    queue_size=64,
+    queue_start_epoch=0,
+  ),
 }
 
 
