@@ -54,6 +54,10 @@ class Method(NamedTuple):
       prototypes normalised.
     refresh: None, or `(params, method_state, read, *, rng) -> (params,
       method_state)` on the host before an epoch: k-means over the set.
+      `read(*, train=False)` iterates over all examples in order, in batches as
+      they come out of the evaluation's view or the training views. Shapes stay.
+      Where it leaves `method_state["sampling_weights"]` [examples], the epoch's
+      examples are drawn by them.
     show: named functions for the report and notebooks, pure, each `(params,
       method_state, batch) -> ...` on a batch as it comes out of the
       evaluation's augmentation, and `key` [b]: of images `{title: images
