@@ -14,13 +14,16 @@ from jax.sharding import PartitionSpec as P
 from ssljax import core
 from ssljax.methods import barlow_twins
 from ssljax.methods import byol
+from ssljax.methods import lejepa
 from ssljax.methods import mae
 from ssljax.methods import moco
 from ssljax.methods import mocov3
+from ssljax.methods import nnclr
 from ssljax.methods import simclr
 from ssljax.methods import simsiam
 from ssljax.methods import swav
 from ssljax.methods import vicreg
+from ssljax.methods import wmse
 from ssljax.models import resnet
 from tests import toys
 
@@ -54,6 +57,7 @@ def batch_of(step):
   return {
     "image": rng.integers(0, 256, (BATCH, 8, 8, 1), np.uint8),
     "index": rng.permutation(BATCH).astype(np.int32),
+    "label": rng.integers(0, 5, BATCH, np.int32),
   }
 
 
@@ -273,6 +277,13 @@ HEADS_WITH_NORM = {
   "simsiam": lambda encoder: simsiam.make(encoder, out_dim=16, predictor_dim=8),
   "barlow_twins": lambda encoder: barlow_twins.make(encoder, features=(32, 16)),
   "vicreg": lambda encoder: vicreg.make(encoder, features=(32, 16)),
+  "nnclr": lambda encoder: nnclr.make(
+    encoder, queue_size=64, hidden_dim=32, out_dim=16, predictor_dim=32
+  ),
+  "wmse": lambda encoder: wmse.make(
+    encoder, hidden_dim=32, out_dim=4, whitening_size=16
+  ),
+  "lejepa": lambda encoder: lejepa.make(encoder, slices=16, features=(32, 16)),
   "swav": lambda encoder: swav.make(
     encoder,
     steps_per_epoch=1,

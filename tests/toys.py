@@ -37,7 +37,7 @@ def augment(batch):
 
   keys = ops.view_keys(batch["key"], 2).reshape(-1, 2)
   views = jax.vmap(jax.vmap(view, (0, None)), (0, 0))(keys, image)
-  return {"views": views, "key": batch["key"], "index": batch["index"]}
+  return {k: v for k, v in batch.items() if k != "image"} | {"views": views}
 
 
 def masked_autoencoder(encoder, *, patch=2, keep=4):
