@@ -3,9 +3,6 @@
 vturrisi/solo-learn `scripts/pretrain/cifar/dino.yaml`: 1000 epochs of batches
 of 256, two crops, LARS. Theirs reaches 89.52 by an online linear probe. Not yet
 reproduced.
-
-In the first epoch their prototypes have no gradient but a decay, of 1e-6; here
-it begins an epoch later.
 """
 
 from ssljax import config as config_lib

@@ -1,0 +1,259 @@
+"""What the papers say of DINO, iBOT and DINOv2, on small encoders."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssljax import core
+from ssljax import errors
+from ssljax import losses
+from ssljax import optim
+from ssljax.methods import dino
+from ssljax.methods import dinov2
+from ssljax.methods import distillation
+from ssljax.methods import ibot
+from ssljax.models import resnet
+from tests import toys
+
+RNG = jax.random.key(3)
+K = 16
+OPTIONS = dict(
+  total_steps=40,
+  steps_per_epoch=2,
+  out_dim=K,
+  hidden_dim=16,
+  bottleneck_dim=8,
+)
+
+
+def make_dino(encoder=None, **options):
+  return dino.make(encoder or toys.encoder(), **(OPTIONS | options))
+
+
+def make_ibot(encoder=None, **options):
+  encoder = encoder or toys.encoder(mask_token=True)
+  return ibot.make(encoder, warmup_teacher_epochs=2, **(OPTIONS | options))
+
+
+def make_dinov2(encoder=None, **options):
+  encoder = encoder or toys.encoder(mask_token=True, registers=2)
+  options = dict(patch_out_dim=K, patch_bottleneck_dim=8) | options
+  return dinov2.make(encoder, warmup_teacher_epochs=2, **(OPTIONS | options))
+
+
+METHODS = {"dino": make_dino, "ibot": make_ibot, "dinov2": make_dinov2}
+
+
+def batch_of(step, b=16):
+  rng = np.random.default_rng(step)
+  return {"image": rng.integers(0, 256, (b, 8, 8, 1), np.uint8)}
+
+
+def augment(batch, crops=3):
+  """Two noisy views, and crops of a quarter of the image."""
+  local = toys.augment(batch | {"index": 0})["views"]
+  views = toys.augment(batch | {"index": 0})["views"]
+  local = jnp.stack([local[:, i % 2, i : i + 4, :4] for i in range(crops)], 1)
+  return {"views": views, "local_views": local, "key": batch["key"]}
+
+
+def train(method, steps, tx=None, b=16, augment=augment):
+  tx = tx or optax.sgd(0.01)
+  init = jax.jit(
+    functools.partial(core.init_state, method, tx, augment=augment)
+  )
+  states, metrics = [init(RNG, batch_of(0, b))], []
+  step = jax.jit(core.make_train_step(method, tx, augment=augment))
+  for i in range(steps):
+    state, m = step(states[-1], batch_of(i, b), RNG)
+    states.append(state)
+    metrics.append(m)
+  assert step._cache_size() == 1
+  return states, metrics
+
+
+def test_dino_is_the_mean_over_pairs_of_different_views():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(4, 5, 3)).astype(np.float32)
+  targets = jax.nn.softmax(rng.normal(size=(4, 2, 3)).astype(np.float32))
+  log_p = jax.nn.log_softmax(logits / 0.1)
+  pairs = [
+    -(targets[:, t] * log_p[:, v]).sum(-1).mean()
+    for t in range(2)
+    for v in range(5)
+    if v != t
+  ]
+  assert len(pairs) == 8
+  got = losses.dino(logits, targets, temperature=0.1)
+  np.testing.assert_allclose(got, np.mean(pairs), rtol=1e-5)
+
+
+def test_dino_does_not_teach_its_teacher():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(4, 2, 3)).astype(np.float32)
+  loss = lambda t: losses.dino(x, jax.nn.softmax(t), temperature=0.1)
+  assert not jax.grad(loss)(x).any()
+
+
+def test_koleo_pushes_neighbours_apart():
+  z = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+  closer = z.copy()
+  closer[1] = closer[0] + 1e-3
+  assert losses.koleo(closer) > losses.koleo(z) + 0.3
+  same = np.ones((4, 3), np.float32)
+  value, grad = jax.value_and_grad(losses.koleo)(same)
+  assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_teacher_moves_by_its_average_alone(name):
+  states, metrics = train(METHODS[name](ema=lambda step: 0.9), 2)
+  for before, after in zip(states, states[1:]):
+    old = before.method_state["teacher"]["params"]
+    want = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, old, after.params)
+    got = after.method_state["teacher"]["params"]
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want
+    )
+  assert all(np.isfinite(m["loss"]) for m in metrics)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_examples_and_no_local_crops_will_do(name):
+  _, metrics = train(METHODS[name](), 2, b=2, augment=toys_views)
+  assert all(np.isfinite(m["loss"]) for m in metrics)
+
+
+def toys_views(batch):
+  views = toys.augment(batch | {"index": 0})["views"]
+  return {"views": views, "key": batch["key"]}
+
+
+def test_a_resnet_learns_from_crops_of_two_sizes():
+  encoder = resnet.make(variant="18", width=4, stem="cifar")
+  states, metrics = train(make_dino(encoder, head_norm=True), 2)
+  assert np.isfinite(metrics[-1]["loss"])
+  teacher = states[-1].method_state["teacher"]["batch_stats"]
+  student = states[-1].method_state["batch_stats"]
+  # The student's statistics are of local crops, too.
+  assert jax.tree.structure(teacher) == jax.tree.structure(student)
+  mean = lambda stats: stats["encoder"]["bn1"]["mean"]
+  assert not np.allclose(mean(teacher), mean(student))
+
+
+def test_prototypes_are_frozen_and_then_learn():
+  part = dict(match="prototypes", steps=2)
+  tx = optim.make(name="adamw", learning_rate=1e-2, freeze=(part,))
+  states, _ = train(make_dino(), 3, tx)
+  at = lambda i: states[i].params["head"]["prototypes"]["direction"]
+  assert (at(0) == at(2)).all() and (at(3) != at(2)).any()
+  mlp = lambda i: states[i].params["head"]["mlp"]["dense0"]["kernel"]
+  assert (mlp(1) != mlp(0)).any()
+
+
+def test_moments_may_be_gathered_by_what_is_frozen():
+  rng = np.random.default_rng(0)
+  grads = rng.normal(size=(4, 3)).astype(np.float32)
+  rate = lambda step: jnp.where(step < 2, 0.0, 0.1)
+
+  def last(learning_rate, **options):
+    tx = optim.make(name="adamw", learning_rate=learning_rate, **options)
+    params = {"head": jnp.ones(3)}
+    state = tx.init(params)
+    for g in grads:
+      updates, state = tx.update({"head": g}, state, params)
+      params = optax.apply_updates(params, updates)
+    return params["head"]
+
+  part = dict(match="head", steps=2)
+  gathered = last(0.1, freeze=(part | {"moments": True},))
+  np.testing.assert_allclose(gathered, last(rate), rtol=1e-6)
+  assert not np.allclose(gathered, last(0.1, freeze=(part,)))
+
+
+def test_temperatures_warm_up_by_epoch_or_by_step():
+  options = dict(steps_per_epoch=4)
+  warm_up = functools.partial(distillation.warm_up, 0.04, 0.07, **options)
+  by_epoch = warm_up(3, by_epoch=True)
+  got = [float(by_epoch(jnp.int32(s))) for s in (0, 3, 4, 8, 100)]
+  np.testing.assert_allclose(got, [0.04, 0.04, 0.055, 0.07, 0.07], rtol=1e-6)
+  by_step = warm_up(1.25, by_epoch=False)
+  got = [float(by_step(jnp.int32(s))) for s in range(7)]
+  want = [*np.linspace(0.04, 0.07, 5), 0.07, 0.07]
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  none = warm_up(0, by_epoch=True)
+  np.testing.assert_allclose(none(jnp.int32(0)), 0.07, rtol=1e-6)
+
+
+def test_the_centre_keeps_the_teacher_from_one_prototype():
+  """Given a teacher that prefers one, centred targets soon do not."""
+  method = make_dino(centre_ema=0.5)
+  state = core.init_state(
+    method, optax.sgd(0.1), RNG, batch_of(0), augment=augment
+  )
+  w = state.params["head"]["prototypes"]["direction"]
+  one = w[:, 0] / jnp.linalg.norm(w[:, 0])
+  z = jnp.broadcast_to(one, (8, 2, 8))
+  kept, metrics = state.method_state, []
+  for _ in range(12):
+    features = {"student": z, "teacher": z}
+    _, (kept, m) = method.objective(state.params, kept, features, step=0)
+    metrics.append(m["usage_entropy"])
+  assert metrics[0] < 0.5 < 0.9 * np.log(K) < metrics[-1]
+
+
+def test_masks_are_of_about_half_of_the_crops():
+  keys = jax.random.split(RNG, 400)
+  options = dict(probability=0.5, ratio=(0.1, 0.5), min_block=4)
+  masks = distillation.draw_masks(keys, 2, (7, 7), **options)
+  assert masks.shape == (400, 2, 49)
+  counts = np.asarray(masks.sum(-1)).ravel()
+  masked = counts[counts > 0]
+  assert 0.43 < len(masked) / 800 < 0.57
+  assert masked.min() >= 4 and masked.max() <= 24
+  assert 0.25 < masked.mean() / 49 < 0.33
+
+
+def test_masked_places_are_those_of_the_mask():
+  mask = np.zeros((2, 9), bool)
+  mask[0, [2, 5, 8]] = True
+  places, present = distillation.masked_places(jnp.asarray(mask), 4)
+  np.testing.assert_array_equal(places[0, :3], [2, 5, 8])
+  np.testing.assert_array_equal(present, [[1, 1, 1, 0], [0, 0, 0, 0]])
+  loss = jnp.asarray([[3.0, 6.0, 9.0, np.nan], [np.nan] * 4])
+  # A crop without masked patches counts as 0.
+  got = distillation.mean_of_masked(loss, present)
+  np.testing.assert_allclose(got, 3.0)
+
+
+@pytest.mark.parametrize("name", ["ibot", "dinov2"])
+def test_without_masks_there_is_no_loss_of_patches(name):
+  _, metrics = train(METHODS[name](mask_probability=0.0), 1)
+  assert metrics[0]["patch_loss"] == 0
+  _, metrics = train(METHODS[name](mask_probability=1.0), 1)
+  assert metrics[0]["patch_loss"] > 0
+
+
+def test_sinkhorn_uses_all_prototypes_alike():
+  _, metrics = train(make_dinov2(), 1)
+  np.testing.assert_allclose(metrics[0]["usage_entropy"], np.log(K), rtol=0.01)
+
+
+def test_unknown_centring_is_refused():
+  with pytest.raises(errors.UserError, match="sinkhorn or mean"):
+    make_dinov2(centring="none")
+
+
+def test_the_teacher_is_what_is_evaluated():
+  states, _ = train(make_dino(), 1)
+  state = states[-1]
+  method = make_dino()
+  batch = toys_views(batch_of(0) | {"key": jax.random.split(RNG, 16)})
+  got = method.embed(state.params, state.method_state, batch)["pooled"]
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  same = method.embed(zeros, state.method_state, batch)["pooled"]
+  np.testing.assert_array_equal(got, same)
