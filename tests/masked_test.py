@@ -15,7 +15,9 @@ from ssljax.methods import ijepa
 from ssljax.methods import simmim
 from ssljax.models import resnet
 from ssljax.models import vit
+from tests import core_test
 from tests import methods_test as shared
+from tests import toys
 
 RNG = jax.random.key(3)
 
@@ -60,6 +62,31 @@ def batch_of(views):
 
 def noise(b=4):
   return np.random.default_rng(0).normal(size=(b, 1, 8, 8, 1))
+
+
+SPREAD = {
+  "simmim": make_simmim,
+  "data2vec": make_data2vec,
+  "ijepa": make_ijepa,
+  "aim": make_aim,
+  "cpc": lambda: cpc.make(
+    toys.Layer(), patch=4, stride=2, rows=(1,), target_dim=8, context_dim=8
+  ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPREAD)
+def test_masks_and_losses_do_not_depend_on_devices(name):
+  run = lambda wrap, **options: core_test.run(
+    SPREAD[name](), wrap, steps=2, **options
+  )
+  expected, _ = run(lambda s: core_test.under_jit(s, 1))
+  for way in ("shard_map8", "jit8_accumulate4"):
+    wrap, axis_name, accumulate = core_test.WAYS[way]
+    options = dict(axis_name=axis_name, accumulate=accumulate)
+    losses_, _ = run(wrap, **options)
+    np.testing.assert_allclose(losses_, expected, rtol=1e-5, err_msg=way)
 
 
 def test_units_are_masked_whole_and_equally_often():
