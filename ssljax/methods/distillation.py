@@ -24,8 +24,8 @@ def warm_up(first, last, epochs, steps_per_epoch, *, by_epoch):
       which is then all.
     epochs: of the warm-up.
     steps_per_epoch: to count them.
-    by_epoch: it changes between epochs only, as DINO's and iBOT's, whose first
-      epoch after `epochs - 1` has `last`; or at each step, as DINOv2's.
+    by_epoch: it changes between epochs only, as DINO's and iBOT's, or at each
+      step, as DINOv2's; the last of them already has `last`.
   """
   if callable(last):
     return last
