@@ -1,9 +1,10 @@
 """Every method on Fashion-MNIST: `python -m benchmarks.league`.
 
-One encoder family, a ResNet-18 of width 16 whose stem halves the image (methods
-that need patches: the ViT of their config), batches of 256, 1,170 updates, then kNN and a linear probe on
-frozen features, beside raw pixels, the random encoder and the supervised
-ceiling. What a config says of views, optimiser and method stays.
+One encoder family, a ResNet-18 of width 16 whose stem halves the image (where a
+method needs patches: the ViT of its config), batches of 256, 1,170 updates,
+then kNN and a linear probe on frozen features, beside raw pixels, the random
+encoder and the supervised ceiling. What a config says of views, optimiser and
+method stays.
 
 A row a run goes to `league.csv` beside this file, keyed by the hash of its
 config; what is there is not run again, and a run that was stopped goes on, so

@@ -21,6 +21,7 @@ from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import optim
+from ssljax import schedules
 from ssljax import sharding
 from ssljax.augment import text as text_views
 from ssljax.data import sources
@@ -127,7 +128,7 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   """
   del steps_per_epoch
   options = _options(config.optimizer)
-  base = optim.scale_lr(
+  base = schedules.scale_lr(
     options.pop("learning_rate"),
     config.batch_size,
     rule=options.pop("lr_scaling", None),
@@ -136,12 +137,12 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   name = schedule.pop("name")
   warmup = {k: schedule.pop(k) for k in list(schedule) if k in _WARMUP}
   rate = _call(
-    optim.schedule,
+    schedules.schedule,
     config.schedule,
     name,
     base=base,
     total_steps=total_steps,
-    warmup_steps=optim.steps_of(
+    warmup_steps=schedules.steps_of(
       warmup,
       "warmup",
       batch_size=config.batch_size,
@@ -153,7 +154,7 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
     **schedule,
   )
   if (end := options.pop("weight_decay_end", None)) is not None:
-    options["weight_decay"] = optim.schedule(
+    options["weight_decay"] = schedules.schedule(
       "cosine", base=options["weight_decay"], end=end, total_steps=total_steps
     )
   known = dict(
@@ -178,7 +179,7 @@ def _in_steps(part, **known):
     return part
   rest = {k: v for k, v in part.items() if k not in _UNITS}
   named = {f"freeze_{k}": v for k, v in units.items()}
-  return rest | {"steps": optim.steps_of(named, "freeze", **known)}
+  return rest | {"steps": schedules.steps_of(named, "freeze", **known)}
 
 
 _UNITS = ("epochs", "examples", "percent")

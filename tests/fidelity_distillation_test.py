@@ -10,6 +10,7 @@ import pytest
 
 from ssljax import core
 from ssljax import optim
+from ssljax import schedules
 from ssljax.methods import dino
 from ssljax.methods import dinov2
 from ssljax.methods import ibot
@@ -72,7 +73,7 @@ METHODS = {
 
 def optimizer(name, algorithm="sgd", **options):
   """Theirs, with their schedules, clipping and frozen prototypes."""
-  schedule = lambda base, end: optim.schedule(
+  schedule = lambda base, end: schedules.schedule(
     "cosine", base=base, end=end, total_steps=STEPS
   )
   own = dict(clip_by_param=3.0)

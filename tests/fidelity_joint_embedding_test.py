@@ -10,6 +10,7 @@ import pytest
 
 from ssljax import core
 from ssljax import optim
+from ssljax import schedules
 from ssljax.methods import barlow_twins
 from ssljax.methods import byol
 from ssljax.methods import simsiam
@@ -119,7 +120,7 @@ def test_byol_trains_as_the_authors():
   case = stored("byol")
   tx = optim.make(
     name="lars",
-    learning_rate=optim.schedule(
+    learning_rate=schedules.schedule(
       "cosine", base=8.0 * 16 / 256, total_steps=5, warmup_steps=2
     ),
     weight_decay=1e-2,
@@ -161,7 +162,7 @@ def test_lars_and_its_schedule_are_barlow_twins():
   rate = 20.0 * 512 / 256
   tx = optim.make(
     name="lars",
-    learning_rate=optim.schedule(
+    learning_rate=schedules.schedule(
       "cosine", base=rate, end=1e-3 * rate, total_steps=14, warmup_steps=10
     ),
     weight_decay=1e-2,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssljax import masks
 from ssljax import ops
 from ssljax.methods import aim
 from ssljax.methods import cpc
@@ -119,7 +120,7 @@ def test_simmim_trains_as_the_authors(monkeypatch):
     asked.append((grid, unit, count))
     return mask
 
-  monkeypatch.setattr(ops, "unit_masking", masking)
+  monkeypatch.setattr(masks, "unit_masking", masking)
   state = train(
     simmim.make(beit(2), unit=8), case, simmim_params(case["start"])
   )
@@ -130,7 +131,7 @@ def test_simmim_trains_as_the_authors(monkeypatch):
 def test_data2vec_trains_as_the_authors(monkeypatch):
   case = stored("data2vec")
   mask = jnp.asarray(case["mask"], bool)
-  monkeypatch.setattr(ops, "block_masking", lambda *a, **options: mask)
+  monkeypatch.setattr(masks, "block_masking", lambda *a, **options: mask)
   method = data2vec.make(beit(3), masked=7, top_k=2, ema=0.9)
 
   def params(case):
@@ -176,8 +177,8 @@ def test_ijepa_trains_as_the_authors(monkeypatch):
   place = np.arange(64)
   context = (case["context"][..., None] == place).any(axis=1)
   wanted = (case["targets"][..., None] == place).any(axis=2)
-  masks = jnp.asarray(context), jnp.asarray(wanted)
-  monkeypatch.setattr(ops, "multiblock_masking", lambda *a, **options: masks)
+  drawn = jnp.asarray(context), jnp.asarray(wanted)
+  monkeypatch.setattr(masks, "multiblock_masking", lambda *a, **options: drawn)
   encoder = vit.make(
     variant="Mu/4", dim=16, pos="sincos2d", pool="mean", weight_init="dino"
   )
@@ -200,11 +201,11 @@ def test_ijepa_trains_as_the_authors(monkeypatch):
 def test_block_sizes_are_ijepas():
   sizes = shared.stored("masked")["multiblock"]["sizes"]
   u = jnp.linspace(0.0005, 0.9995, 1000)
-  got = ops._block_size(u, (14, 14), (0.15, 0.2), (0.75, 1.5))
-  got += ops._block_size(u, (14, 14), (0.85, 1.0), (1.0, 1.0))
+  got = masks._block_size(u, (14, 14), (0.15, 0.2), (0.75, 1.5))
+  got += masks._block_size(u, (14, 14), (0.85, 1.0), (1.0, 1.0))
   np.testing.assert_array_equal(np.stack(got, axis=1), sizes)
   areas = sizes[:, 0] * sizes[:, 1]
-  least, most = ops.block_areas((14, 14), (0.15, 0.2), (0.75, 1.5))
+  least, most = masks.block_areas((14, 14), (0.15, 0.2), (0.75, 1.5))
   assert (least, most) == (areas.min(), areas.max())
 
 
@@ -212,9 +213,9 @@ def test_multiblock_masks_are_distributed_as_ijepas(monkeypatch):
   """Given the sizes 5 x 7 and 13 x 13: 6,000 examples each."""
   case = shared.stored("masked")["multiblock"]
   sizes = iter([(5, 7), (13, 13)])
-  monkeypatch.setattr(ops, "_block_size", lambda *unused: next(sizes))
-  monkeypatch.setattr(ops, "block_areas", lambda *unused: (35, 169))
-  context, targets = ops.multiblock_masking(
+  monkeypatch.setattr(masks, "_block_size", lambda *unused: next(sizes))
+  monkeypatch.setattr(masks, "block_areas", lambda *unused: (35, 169))
+  context, targets = masks.multiblock_masking(
     jax.random.split(jax.random.key(0), 6000), jax.random.key(0), (14, 14)
   )
   # Five deviations of the mean of 6,000 draws, and of theirs.
@@ -230,13 +231,13 @@ def test_multiblock_masks_are_distributed_as_ijepas(monkeypatch):
 def test_block_masks_are_distributed_as_beits():
   case = shared.stored("masked")["blocks"]
   keys = jax.random.split(jax.random.key(0), 20_000)
-  masks = ops.block_masking(keys, (14, 14), 120, min_block=16, max_block=196)
-  masks = np.asarray(masks).reshape(-1, 14, 14)
-  assert (masks.sum(axis=(1, 2)) == 120).all()
+  drawn = masks.block_masking(keys, (14, 14), 120, min_block=16, max_block=196)
+  drawn = np.asarray(drawn).reshape(-1, 14, 14)
+  assert (drawn.sum(axis=(1, 2)) == 120).all()
   # The authors give up on less than one place of a hundred.
   assert 118.5 < case["count"] <= 120
-  np.testing.assert_allclose(masks.mean(axis=0), case["mean"], atol=0.03)
-  unlike = [np.diff(masks, axis=axis).mean() for axis in (1, 2)]
+  np.testing.assert_allclose(drawn.mean(axis=0), case["mean"], atol=0.03)
+  unlike = [np.diff(drawn, axis=axis).mean() for axis in (1, 2)]
   np.testing.assert_allclose(unlike, case["unlike"], rtol=0.05)
 
 

@@ -13,8 +13,10 @@ import pytest
 
 from ssljax import core
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax import optim
+from ssljax import schedules
 from ssljax.methods import mae
 from ssljax.methods import moco
 from ssljax.methods import mocov3
@@ -106,7 +108,7 @@ def test_adamw_without_bias_correction_and_its_schedule_are_berts():
   steps, warmup, rate = case["hyper"]
   tx = optim.make(
     name="adamw",
-    learning_rate=optim.schedule(
+    learning_rate=schedules.schedule(
       "bert", base=rate, total_steps=steps, warmup_steps=warmup
     ),
     weight_decay=0.01,
@@ -295,20 +297,20 @@ def test_mae_is_the_authors_given_its_noise(norm_pix, monkeypatch):
   batch = {"views": views, "key": jax.random.split(jax.random.key(0), 4)}
   fresh, _ = method.init(jax.random.key(0), batch)
   assert jax.tree.structure(fresh) == jax.tree.structure(params)
-  masks = []
+  drawn = []
 
   def masking(key, n, keep):
-    masks.append(ops.masking_of_noise(jnp.asarray(case["noise"]), keep))
-    return masks[-1]
+    drawn.append(masks.masking_of_noise(jnp.asarray(case["noise"]), keep))
+    return drawn[-1]
 
-  monkeypatch.setattr(ops, "random_masking", masking)
+  monkeypatch.setattr(masks, "random_masking", masking)
 
   def loss(params):
     features, state = method.forward(params, {}, batch, step=0, train=True)
     return method.objective(params, state, features, step=0)[0]
 
   value, grads = jax.value_and_grad(loss)(params)
-  np.testing.assert_array_equal(masks[0][2], case["mask"].astype(bool))
+  np.testing.assert_array_equal(drawn[0][2], case["mask"].astype(bool))
   assert_close(value, case[f"norm_pix={norm_pix}"]["loss"])
   if not norm_pix:
     return

@@ -7,6 +7,7 @@ import pytest
 
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax.methods import aim
 from ssljax.methods import cpc
@@ -91,7 +92,7 @@ def test_masks_and_losses_do_not_depend_on_devices(name):
 
 def test_units_are_masked_whole_and_equally_often():
   keys = jax.random.split(RNG, 2000)
-  mask = np.asarray(ops.unit_masking(keys, (6, 8), 2, 5))
+  mask = np.asarray(masks.unit_masking(keys, (6, 8), 2, 5))
   units = mask.reshape(-1, 3, 2, 4, 2).swapaxes(2, 3)
   assert (units.sum(axis=(3, 4)) % 4 == 0).all()
   assert (mask.sum(axis=1) == 20).all()
@@ -101,16 +102,16 @@ def test_units_are_masked_whole_and_equally_often():
 def test_blocks_have_exact_counts_of_each_example():
   counts = jnp.arange(50)
   keys = jax.random.split(RNG, 50)
-  mask = ops.block_masking(keys, (7, 7), counts)
+  mask = masks.block_masking(keys, (7, 7), counts)
   np.testing.assert_array_equal(mask.sum(axis=1), counts)
   # What an example draws depends on its key alone.
-  some = ops.block_masking(keys[::7], (7, 7), counts[::7])
+  some = masks.block_masking(keys[::7], (7, 7), counts[::7])
   np.testing.assert_array_equal(some, mask[::7])
 
 
 def test_places_come_in_raster_order_and_are_cut():
   mask = jnp.array([[0, 1, 0, 1, 1], [0, 0, 0, 0, 1]], bool)
-  places, valid = ops.places_of(mask, 2)
+  places, valid = masks.places_of(mask, 2)
   assert places[0].tolist() == [1, 3] and valid[0].tolist() == [True, True]
   assert places[1, 0] == 4 and valid[1].tolist() == [True, False]
 
@@ -118,19 +119,19 @@ def test_places_come_in_raster_order_and_are_cut():
 def test_ijepas_blocks_share_their_size_and_keep_enough():
   keys = jax.random.split(RNG, 64)
   for seed in range(5):
-    context, targets = ops.multiblock_masking(
+    context, targets = masks.multiblock_masking(
       keys, jax.random.key(seed), (8, 8), min_keep=6
     )
     assert len(set(targets.sum(axis=2).reshape(-1).tolist())) == 1
     assert context.sum(axis=1).min() > 6
   with pytest.raises(ValueError, match="min_keep=20"):
-    ops.multiblock_masking(keys, RNG, (8, 8), min_keep=20)
+    masks.multiblock_masking(keys, RNG, (8, 8), min_keep=20)
 
 
 def test_a_context_that_is_too_small_gives_targets_back():
   """Where four targets leave too little, fewer are taken out."""
   options = dict(target_area=(0.3, 0.3), target_aspect=(1.0, 1.0), min_keep=12)
-  context, targets = ops.multiblock_masking(
+  context, targets = masks.multiblock_masking(
     jax.random.split(RNG, 200), RNG, (7, 7), targets=4, **options
   )
   sizes = np.asarray(context.sum(axis=1))
@@ -174,7 +175,7 @@ def test_data2vecs_teacher_sees_what_is_hidden(monkeypatch):
   method, batch = make_data2vec(), batch_of(noise())
   params, state = method.init(RNG, batch)
   mask = jnp.arange(16) < jnp.full((4, 1), 9)
-  monkeypatch.setattr(ops, "block_masking", lambda *a, **options: mask)
+  monkeypatch.setattr(masks, "block_masking", lambda *a, **options: mask)
 
   def features(views):
     out, _ = method.forward(
@@ -229,7 +230,7 @@ def test_ijepa_predicts_from_the_context_alone(part, monkeypatch):
   )
   method, batch = make_ijepa(max_context=1.0), batch_of(noise())
   params, state = method.init(RNG, batch)
-  context, _ = ops.multiblock_masking(
+  context, _ = masks.multiblock_masking(
     ops.view_keys(batch["key"], 2).reshape(-1, 2)[:, 0],
     jax.random.fold_in(jax.random.key(0), 5),
     (4, 4),
@@ -269,7 +270,7 @@ def test_aim_predicts_each_patch_from_those_before_and_the_prefix():
 
 
 def test_aims_prefix_is_uniform_and_its_attention_is_causal_behind_it():
-  mask = ops.prefix_attention_mask(jnp.array([1, 3]), 4)[:, 0]
+  mask = masks.prefix_attention_mask(jnp.array([1, 3]), 4)[:, 0]
   causal = np.tril(np.ones((4, 4), bool))
   np.testing.assert_array_equal(mask[0], causal)
   both = causal | (np.arange(4) < 3)

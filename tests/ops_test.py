@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssljax import masks
 from ssljax import ops
 
 
@@ -18,7 +19,7 @@ def test_patchify_is_raster_order_and_unpatchify_its_inverse():
 
 def test_masking_keeps_the_smallest_noise_and_restore_undoes_it():
   noise = jnp.array([[0.3, 0.1, 0.9, 0.2]])
-  kept, restore, mask = ops.masking_of_noise(noise, 2)
+  kept, restore, mask = masks.masking_of_noise(noise, 2)
   np.testing.assert_array_equal(kept, [[1, 3]])
   np.testing.assert_array_equal(mask, [[True, False, True, False]])
   order = jnp.array([1, 3, 0, 2])
@@ -27,11 +28,11 @@ def test_masking_keeps_the_smallest_noise_and_restore_undoes_it():
 
 def test_random_masking_is_uniform_and_by_example():
   keys = jax.random.split(jax.random.key(0), 4000)
-  kept, _, mask = ops.random_masking(keys, 8, 2)
+  kept, _, mask = masks.random_masking(keys, 8, 2)
   assert kept.shape == (4000, 2)
   np.testing.assert_array_equal(mask.sum(axis=1), 6)
   np.testing.assert_allclose(1 - mask.mean(axis=0), 0.25, atol=0.03)
-  part, _, _ = ops.random_masking(keys[10:20], 8, 2)
+  part, _, _ = masks.random_masking(keys[10:20], 8, 2)
   np.testing.assert_array_equal(part, kept[10:20])
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from ssljax import errors
 from ssljax import optim
+from ssljax import schedules
 
 STEPS = 6
 RATES = (0.0, 0.1, 0.2, 0.3, 0.25, 0.05)
@@ -407,7 +408,7 @@ def test_state_resumes_the_schedules():
   [("cosine", 1.5, 1.0), ("linear", 1.5, 1.0), ("constant", 2.0, 2.0)],
 )
 def test_schedules(name, half, last):
-  f = optim.schedule(
+  f = schedules.schedule(
     name, base=2.0, total_steps=110, warmup_steps=10, warmup_init=0.5, end=1.0
   )
   got = [float(f(step)) for step in (0, 5, 10, 60, 110, 500)]
@@ -417,36 +418,40 @@ def test_schedules(name, half, last):
 
 
 def test_berts_schedule_drops_where_the_warm_up_ends():
-  f = optim.schedule("bert", base=2.0, total_steps=100, warmup_steps=10)
+  f = schedules.schedule("bert", base=2.0, total_steps=100, warmup_steps=10)
   got = [float(f(step)) for step in (0, 5, 9, 10, 50, 100, 500)]
   np.testing.assert_allclose(got, [0, 1, 1.8, 1.8, 1, 0, 0], rtol=1e-6)
 
 
 def test_cosine_between_its_ends():
-  f = optim.schedule("cosine", base=0.04, end=0.4, total_steps=100)
+  f = schedules.schedule("cosine", base=0.04, end=0.4, total_steps=100)
   for step in (0, 25, 70, 100):  # DINO's decay rises
     want = 0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * step / 100))
     np.testing.assert_allclose(f(step), want, rtol=1e-6)
 
 
 def test_step_schedule():
-  f = optim.schedule("step", base=1.0, total_steps=200, milestones=(0.6, 0.8))
+  f = schedules.schedule(
+    "step", base=1.0, total_steps=200, milestones=(0.6, 0.8)
+  )
   got = [float(f(step)) for step in (0, 119, 120, 159, 160, 199)]
   np.testing.assert_allclose(got, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
 
 
 def test_ema_schedule():
-  f = optim.ema_schedule(0.996, 100)
+  f = schedules.ema_schedule(0.996, 100)
   np.testing.assert_allclose(f(0), 0.996, rtol=1e-7)
   np.testing.assert_allclose(f(50), 0.998, rtol=1e-7)
   np.testing.assert_allclose(f(100), 1.0, rtol=1e-7)
 
 
 def test_scale_lr():
-  assert optim.scale_lr(0.3, 4096, "linear") == pytest.approx(4.8)
-  assert optim.scale_lr(0.03, 512, "linear", base=128) == pytest.approx(0.12)
-  assert optim.scale_lr(0.075, 4096, "sqrt") == pytest.approx(4.8)
-  assert optim.scale_lr(0.3, 4096) == 0.3
+  assert schedules.scale_lr(0.3, 4096, "linear") == pytest.approx(4.8)
+  assert schedules.scale_lr(0.03, 512, "linear", base=128) == pytest.approx(
+    0.12
+  )
+  assert schedules.scale_lr(0.075, 4096, "sqrt") == pytest.approx(4.8)
+  assert schedules.scale_lr(0.3, 4096) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -464,7 +469,7 @@ def test_scale_lr():
 )
 def test_steps_of(given, want):
   known = dict(batch_size=10, num_examples=1000, total_steps=500)
-  assert optim.steps_of(given, "warmup", **known) == want
+  assert schedules.steps_of(given, "warmup", **known) == want
 
 
 STEPS_OF = dict(batch_size=1, num_examples=9, total_steps=9)
@@ -473,26 +478,35 @@ STEPS_OF = dict(batch_size=1, num_examples=9, total_steps=9)
 @pytest.mark.parametrize(
   "mistake, message",
   [
-    (lambda: optim.scale_lr(0.1, 8, "cube"), "unknown lr_scaling 'cube'"),
+    (lambda: schedules.scale_lr(0.1, 8, "cube"), "unknown lr_scaling 'cube'"),
     (
-      lambda: optim.steps_of({"a_steps": 1, "a_epochs": 1}, "a", **STEPS_OF),
+      lambda: schedules.steps_of(
+        {"a_steps": 1, "a_epochs": 1}, "a", **STEPS_OF
+      ),
       "a_steps and a_epochs",
     ),
-    (lambda: optim.steps_of({"a_percent": 10}, "a", **STEPS_OF), "fraction"),
     (
-      lambda: optim.schedule("cos", base=1.0, total_steps=9),
+      lambda: schedules.steps_of({"a_percent": 10}, "a", **STEPS_OF),
+      "fraction",
+    ),
+    (
+      lambda: schedules.schedule("cos", base=1.0, total_steps=9),
       "unknown schedule 'cos'",
     ),
     (
-      lambda: optim.schedule("cosine", base=1, total_steps=9, warmup_steps=10),
+      lambda: schedules.schedule(
+        "cosine", base=1, total_steps=9, warmup_steps=10
+      ),
       "longer than the run",
     ),
     (
-      lambda: optim.schedule("step", base=1, total_steps=9, milestones=(6,)),
+      lambda: schedules.schedule(
+        "step", base=1, total_steps=9, milestones=(6,)
+      ),
       "fractions of the run",
     ),
-    (lambda: optim.schedule("step", base=1, total_steps=9), "fractions"),
-    (lambda: make_and_init(name="adam"), "unknown optimizer 'adam'"),
+    (lambda: schedules.schedule("step", base=1, total_steps=9), "fractions"),
+    (lambda: make_and_init(name="adamax"), "unknown optimizer 'adamax'"),
     (lambda: make_and_init(beta=0.9), "beta"),
     (lambda: make_and_init(groups=(dict(match="haed"),)), "no parameter"),
     (lambda: make_and_init(groups=(dict(match="a", rate=1),)), "lr_mult"),

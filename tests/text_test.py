@@ -9,7 +9,7 @@ import pytest
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
-from ssljax import ops
+from ssljax import masks
 from ssljax.methods import bert as bert_method
 from ssljax.methods import gpt as gpt_method
 from ssljax.models import bert
@@ -36,7 +36,7 @@ def test_padding_changes_nothing(kind):
   variables = init(module)
   mask = np.arange(12) < np.array([12, 9, 3])[:, None]
   run = lambda tokens: module.apply(
-    variables, tokens, train=False, attention_mask=ops.attention_mask(mask)
+    variables, tokens, train=False, attention_mask=masks.attention_mask(mask)
   )["tokens"]
   other = np.where(mask, TOKENS, 5)
   assert not np.array_equal(TOKENS, other)
@@ -55,7 +55,7 @@ def test_packed_documents_do_not_meet(kind):
     variables,
     tokens,
     train=False,
-    attention_mask=ops.attention_mask(segment=segment),
+    attention_mask=masks.attention_mask(segment=segment),
   )["tokens"]
   other = np.where(segment == 0, (TOKENS + 1) % drawn.VOCAB, TOKENS)
   a, b = run(TOKENS, segment), run(other, segment)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ssljax import core
+from ssljax import masks
 from ssljax import ops
 from ssljax.models import linen
 from ssljax.models import vit
@@ -59,7 +60,7 @@ def masked_autoencoder(encoder, *, patch=2, keep=4):
     x = batch["views"][:, 0]
     target = ops.patchify(x, patch)
     n = target.shape[1]
-    kept, _, mask = ops.random_masking(batch["key"], n, keep)
+    kept, _, mask = masks.random_masking(batch["key"], n, keep)
     out, _ = linen.apply(
       encoder, params["encoder"], {}, x, train=train, keep=kept
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax.methods import masked_images
 from ssljax.models import linen
@@ -87,7 +88,7 @@ def make(
       params,
       x,
       train=train,
-      attention_mask=ops.prefix_attention_mask(prefix, n),
+      attention_mask=masks.prefix_attention_mask(prefix, n),
       key=drop_key,
     )
     of_next = head_for(x).apply({"params": params["head"]}, out["tokens"])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax.models import bert
 from ssljax.models import linen
@@ -69,7 +70,7 @@ def make(
       train=train,
       key=batch.get("key"),
       kinds=batch.get("kinds"),
-      attention_mask=ops.attention_mask(
+      attention_mask=masks.attention_mask(
         batch.get("mask"), batch.get("segment")
       ),
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import losses
 from ssljax import ops
-from ssljax import optim
+from ssljax import schedules
 from ssljax.models import heads
 from ssljax.models import linen
 
@@ -37,7 +37,7 @@ def make(
     ema: decay of the target network: its first value, which goes to 1 by a
       cosine, or `step -> value`.
   """
-  schedule = ema if callable(ema) else optim.ema_schedule(ema, total_steps)
+  schedule = ema if callable(ema) else schedules.ema_schedule(ema, total_steps)
   head = heads.MLP(
     features=(hidden_dim, out_dim),
     out_bias=False,

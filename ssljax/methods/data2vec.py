@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax.models import linen
 from ssljax.models import text
@@ -81,7 +82,7 @@ def make(
         f"method.masked={masked} of {grid[0] * grid[1]} patches: give a number "
         "that hides some and leaves some"
       )
-    return ops.block_masking(
+    return masks.block_masking(
       key, grid, masked, min_block=min_block, max_block=max_block
     )
 

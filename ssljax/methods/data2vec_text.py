@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
-from ssljax import optim
+from ssljax import schedules
 from ssljax.models import heads
 from ssljax.models import linen
 
@@ -68,7 +69,7 @@ def make(
     )
   schedule = ema
   if not callable(ema):
-    schedule = optim.schedule(
+    schedule = schedules.schedule(
       "linear", base=ema, end=ema_end, total_steps=ema_steps
     )
   head = heads.Regression(layers=head_layers, dtype=encoder.dtype)
@@ -82,7 +83,7 @@ def make(
     return params, {"teacher": teacher}
 
   def inputs(batch):
-    mask = ops.attention_mask(batch.get("mask"), batch.get("segment"))
+    mask = masks.attention_mask(batch.get("mask"), batch.get("segment"))
     return dict(kinds=batch.get("kinds"), attention_mask=mask)
 
   def encode(params, batch, *, train):

@@ -9,8 +9,9 @@ and `objective` multiplies it with the prototypes, of which there may be 65,536.
 import jax
 import jax.numpy as jnp
 
+from ssljax import masks
 from ssljax import ops
-from ssljax import optim
+from ssljax import schedules
 from ssljax.models import heads
 from ssljax.models import linen
 
@@ -42,7 +43,7 @@ def warm_up(first, last, epochs, steps_per_epoch, *, by_epoch):
 
 
 def ema_of(ema, total_steps):
-  return ema if callable(ema) else optim.ema_schedule(ema, total_steps)
+  return ema if callable(ema) else schedules.ema_schedule(ema, total_steps)
 
 
 def teacher_of(encoder):
@@ -136,7 +137,7 @@ def draw_masks(key, views, grid, *, probability, ratio, min_block):
     grid: (rows, columns) of patches.
     probability: that a crop is masked at all.
     ratio: (least, most) part of its patches, uniform between.
-    min_block: see `ops.block_masking`.
+    min_block: see `masks.block_masking`.
   """
   n = grid[0] * grid[1]
   keys = ops.view_keys(key, views)
@@ -145,7 +146,7 @@ def draw_masks(key, views, grid, *, probability, ratio, min_block):
   part = ratio[0] + (ratio[1] - ratio[0]) * uniform(keys[:, 0])
   chosen = uniform(keys[:, 1]) < probability
   count = jnp.where(chosen, jnp.floor(part * n), 0).astype(jnp.int32)
-  mask = ops.block_masking(keys[:, 2], grid, count, min_block=min_block)
+  mask = masks.block_masking(keys[:, 2], grid, count, min_block=min_block)
   return mask.reshape(-1, views, n)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ssljax import core
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax.models import linen
 
@@ -38,7 +39,7 @@ def make(decoder, *, z_loss: float = 0.0, block: int = 1024) -> core.Method:
       batch["tokens"],
       train=train,
       key=batch.get("key"),
-      attention_mask=ops.attention_mask(
+      attention_mask=masks.attention_mask(
         batch.get("mask"), batch.get("segment")
       ),
     )

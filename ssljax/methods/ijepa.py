@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
-from ssljax import optim
+from ssljax import schedules
 from ssljax.models import linen
 from ssljax.models import predictors
 
@@ -66,7 +67,7 @@ def make(
     raise errors.UserError("ijepa needs config.encoder.pool='mean'")
   schedule = ema
   if not callable(ema):
-    schedule = optim.schedule(
+    schedule = schedules.schedule(
       "linear", base=ema, end=1.0, total_steps=total_steps
     )
 
@@ -98,12 +99,12 @@ def make(
       encoder, params["encoder"], {}, x, train=train, **options
     )[0]
 
-  def masks(x, key, step):
+  def draw_masks(x, key, step):
     """Context int32, bool [b k] and targets int32, bool [b t m]."""
     grid = grid_of(x)
     # The authors seed the sizes by a count of batches: all examples of a batch
     # have blocks of the same size.
-    context, wanted = ops.multiblock_masking(
+    context, wanted = masks.multiblock_masking(
       key,
       jax.random.fold_in(jax.random.key(0), step),
       grid,
@@ -113,15 +114,15 @@ def make(
       context_area=context_area,
       min_keep=min_keep,
     )
-    _, longest = ops.block_areas(grid, context_area, (1.0, 1.0))
+    _, longest = masks.block_areas(grid, context_area, (1.0, 1.0))
     longest = min(longest, int(max_context * grid[0] * grid[1]))
-    _, largest = ops.block_areas(grid, target_area, target_aspect)
-    return ops.places_of(context, longest), ops.places_of(wanted, largest)
+    _, largest = masks.block_areas(grid, target_area, target_aspect)
+    return masks.places_of(context, longest), masks.places_of(wanted, largest)
 
   def forward(params, method_state, batch, *, step, train):
     x = batch["views"][:, 0]
     mask_key, drop_key = ops.view_keys(batch["key"], 2).reshape(-1, 2).T
-    (places, seen), (wanted, asked) = masks(x, mask_key, step)
+    (places, seen), (wanted, asked) = draw_masks(x, mask_key, step)
     out = encode(
       params,
       x,

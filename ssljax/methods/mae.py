@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax.models import decoder as decoder_lib
 from ssljax.models import linen
@@ -78,7 +79,7 @@ def make(
         "that keeps some and removes some"
       )
     mask_key, drop_key = ops.view_keys(key, 2).reshape(-1, 2).T
-    kept, restore, mask = ops.random_masking(mask_key, n, keep)
+    kept, restore, mask = masks.random_masking(mask_key, n, keep)
     out = encode(params, x, train=train, keep=kept, key=drop_key)
     predicted = decoder_for(x).apply(
       {"params": params["decoder"]},

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import losses
 from ssljax import ops
-from ssljax import optim
+from ssljax import schedules
 from ssljax.models import heads
 from ssljax.models import linen
 
@@ -45,7 +45,7 @@ def make(
   """
   schedule = ema
   if not callable(ema):
-    schedule = optim.ema_schedule(ema, total_steps, end=ema_end)
+    schedule = schedules.ema_schedule(ema, total_steps, end=ema_end)
   projector = heads.MLP(
     features=(hidden_dim, out_dim),
     hidden_norm=False,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import losses
 from ssljax import ops
-from ssljax import optim
+from ssljax import schedules
 from ssljax.models import heads
 from ssljax.models import linen
 
@@ -45,7 +45,7 @@ def make(
     ema: decay of the momentum encoder: its first value, which goes to 1 by a
       cosine, or `step -> value`.
   """
-  schedule = ema if callable(ema) else optim.ema_schedule(ema, total_steps)
+  schedule = ema if callable(ema) else schedules.ema_schedule(ema, total_steps)
   hidden = (hidden_dim,) * (num_layers - 1)
   options = dict(dtype=encoder.dtype, axis_name=encoder.axis_name)
   projector = heads.MLP(

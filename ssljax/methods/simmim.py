@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ssljax import core
 from ssljax import errors
+from ssljax import masks
 from ssljax import ops
 from ssljax.methods import masked_images
 from ssljax.models import linen
@@ -69,7 +70,7 @@ def make(
         "that fill the image, and a ratio that masks some and keeps some"
       )
     grid = (x.shape[1] // patch, x.shape[2] // patch)
-    return ops.unit_masking(key, grid, unit // patch, count)
+    return masks.unit_masking(key, grid, unit // patch, count)
 
   def predict(params, x, key, *, train):
     """Predictions [b n p*p*c] in float32 and the mask [b n]."""

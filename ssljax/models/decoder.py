@@ -36,7 +36,7 @@ class Decoder(nn.Module):
     Args:
       tokens: [b k d] of the visible patches.
       restore: int32 [b n], the place of each patch in the order whose first k
-        are the visible ones; see `ops.random_masking`.
+        are the visible ones; see `masks.random_masking`.
       class_token: [b d], or None where the encoder has none.
     """
     n = self.grid[0] * self.grid[1]
