@@ -18,7 +18,7 @@ def get_config(arg=None):
     name="simclr",
     area=(0.3, 1.0),
     interpolation="bilinear",
-    strength=0.5,
+    strength=1.0,
     mean=(0.286,),
     std=(0.353,),
   )
