@@ -17,7 +17,7 @@ usage: ssljax <command> [flags]
   train --config=FILE[:variant,...] --workdir=W [--config.key=value ...]
   evaluate --workdir=W [--protocols=knn,linear,loss,finetune] [--step=N]
            [--data=NAME] [--train_split=S] [--test_split=S]
-           [--fractions=0.01,0.1,1 --seeds=1]
+           [--fractions=0.01,0.1,1 --seeds=1] [--floors=0]
   embed --workdir=W --out=F.npz [--split=test] [--step=N] [--data=NAME]
   generate --workdir=W --prompt=TEXT [--tokens=128] [--temperature=1]
            [--top_k=N] [--top_p=P] [--seed=0] [--step=N]       of a `gpt`
@@ -135,6 +135,7 @@ def _evaluate(argv):
     test_split=None,
     fractions="0.01,0.1,1",
     seeds="1",
+    floors="1",
   )
   from ssljax import evaluate
 
@@ -143,6 +144,7 @@ def _evaluate(argv):
   parts = [{"fractions": f} for f in values["fractions"].split(",")]
   values["fractions"] = tuple(_number(p, "fractions", float) for p in parts)
   values["seeds"] = _number(values, "seeds", int)
+  values["floors"] = bool(_number(values, "floors", int))
   return evaluate.evaluate(**_typed(values))
 
 

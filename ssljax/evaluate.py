@@ -38,6 +38,7 @@ def evaluate(
   test_split: str | None = None,
   fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
   seeds: int = 1,
+  floors: bool = True,
 ) -> dict:
   """Evaluates a checkpoint of a run, with floors.
 
@@ -51,6 +52,8 @@ def evaluate(
     test_split: for the accuracies; None is the config's.
     fractions: of the labels, for `finetune`.
     seeds: how many of each, for `finetune`.
+    floors: whether `knn` and `linear` come with those of raw input and random
+      encoder, which take as long again.
 
   Returns:
     `protocol`, a version for each, and their figures. `knn` and `linear`:
@@ -83,7 +86,9 @@ def evaluate(
   if set(protocols) - {"loss"}:
     sets = [labelled(run, data, s) for s in (train_split, test_split)]
     start = run_lib.init_state(run)
-    for name, result in _of_features(run, state, start, sets, protocols):
+    for name, result in _of_features(
+      run, state, start if floors else None, sets, protocols
+    ):
       figures[name] = result["accuracy"]
       if result["protocol"] not in versions.values():  # the floors' own
         versions[name] = result["protocol"]
@@ -96,17 +101,20 @@ def evaluate(
 
 
 def _of_features(run, state, start, sets, protocols):
-  """Yields (name, what the protocol gave): the encoder, then its floors."""
+  """Yields (name, what the protocol gave): the encoder, then its floors.
+
+  Those are left out where `start`, the state before training, is None.
+  """
   names = [name for name in protocols if name in _FEATURES]
   if not names:
     return
-  features = {
-    "": [embed(run, state, s) for s in sets],
-    "random_": [embed(run, start, s) for s in sets],
-  }
-  for prefix, pair in features.items():
+  encoders = {"": state} if start is None else {"": state, "random_": start}
+  for prefix, encoder in encoders.items():
+    pair = [embed(run, encoder, s) for s in sets]
     for name in names:
       yield prefix + name, _measure(name, *pair, sets[0].num_classes)
+  if start is None:
+    return
   for name, result in floor(*sets, tuple(names)).items():
     yield "raw_" + name, result
 

@@ -18,6 +18,7 @@ import pytest
 
 from ssljax import cli
 from ssljax import config as config_lib
+from ssljax import evaluate
 from ssljax import run as run_lib
 from ssljax import train
 
@@ -333,6 +334,9 @@ def test_evaluate_and_embed(whole, tmp_path):
       assert 0 < figures[prefix + name] <= 1
   assert figures["protocol"]["knn"].startswith("knn/1")
   assert figures["raw_knn"] > 0.9  # digits are easy
+  alone = evaluate.evaluate(workdir, protocols=("knn",), floors=False)
+  assert alone["knn"] == figures["knn"]
+  assert not {"raw_knn", "random_knn"} & set(alone)
   out = str(tmp_path / "test.npz")
   assert ssljax("embed", f"--workdir={workdir}", f"--out={out}") == {
     "out": out,
