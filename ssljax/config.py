@@ -241,13 +241,26 @@ def restore(path: str) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(json.load(f)).lock()
 
 
-def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
-  """The keys that differ, as 'a.b: old -> new'."""
-  rows = []
-  for key in sorted(old.keys() | new.keys()):
-    a, b = old.get(key), new.get(key)
-    if isinstance(a, dict) and isinstance(b, dict):
-      rows += difference(a, b, f"{prefix}{key}.")
-    elif a != b:
-      rows.append(f"{prefix}{key}: {a} -> {b}")
+def difference(old: dict, new: dict) -> list[str]:
+  """The keys that differ, as 'a.b: old -> new'.
+
+  A key that one of them lacks has the default of `base`: a run goes on after
+  `base` got a new key, whose default has to be what was done before.
+  """
+  known = _flat(to_dict(base("text"))) | _flat(to_dict(base()))
+  old, new = known | _flat(old), known | _flat(new)
+  return [
+    f"{key}: {old.get(key)} -> {new.get(key)}"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key)
+  ]
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+  """{"a.b": value} of {"a": {"b": value}}."""
+  rows = {}
+  for key, value in config.items():
+    inner = isinstance(value, dict)
+    path = prefix + key
+    rows |= _flat(value, path + ".") if inner else {path: value}
   return rows

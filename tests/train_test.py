@@ -313,6 +313,33 @@ def test_a_finished_run_tells_its_figures_again(config, whole, tmp_path):
   assert figures["resumed_from"] == 80 and figures["compiles"] == 0
 
 
+def test_a_run_from_before_a_key_can_be_read_and_goes_on(
+  config, whole, tmp_path
+):
+  workdir = str(tmp_path / "old")
+  shutil.copytree(whole[0], workdir)
+  path = os.path.join(workdir, "config.json")
+  with open(path) as f:
+    stored = json.load(f)
+  del stored["data"]["labels"], stored["eval"]["protocols"]
+  with open(path, "w") as f:
+    json.dump(stored, f)
+  out = str(tmp_path / "embedded.npz")
+  assert evaluate.write_embeddings(workdir, out)["step"] == 80
+  train = ["train", f"--config={config}", f"--workdir={workdir}"]
+  line = _main([*train, "--config.data.labels=true"])
+  assert "(data.labels: False -> True)" in line
+  assert ssljax(*train)["resumed_from"] == 80
+
+
+def test_only_keys_of_every_config_have_a_default_that_may_be_missing():
+  old, new = (config_lib.to_dict(config_lib.base()) for _ in range(2))
+  del old["data"]["labels"], old["monitor"]
+  assert not config_lib.difference(old, new)
+  new["method"]["norm_pix"] = False  # its own default may be another
+  assert config_lib.difference(old, new) == ["method.norm_pix: None -> False"]
+
+
 def test_eight_devices_see_the_same_batches(config, whole, tmp_path):
   workdir = str(tmp_path / "eight")
   ssljax(
