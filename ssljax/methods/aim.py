@@ -106,11 +106,6 @@ def make(
     sums, counts = losses.masked_pixels(predicted, target, mask)
     return {"sum": sums, "count": counts}, method_state
 
-  def objective(params, method_state, features, *, step):
-    del params, step
-    loss = features["sum"].sum() / features["count"].sum()
-    return loss, (method_state, {})
-
   def embed(params, method_state, batch):
     """Looking both ways, as the authors do in evaluation."""
     del method_state
@@ -126,4 +121,5 @@ def make(
     return masked_images.pictures(x, predicted, mask, patch, norm_pix=norm_pix)
 
   show = {"reconstruction": reconstruction}
+  objective = masked_images.objective
   return core.Method(init, forward, objective, embed, show=show)

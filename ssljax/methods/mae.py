@@ -13,6 +13,7 @@ from ssljax import errors
 from ssljax import losses
 from ssljax import masks
 from ssljax import ops
+from ssljax.methods import masked_images
 from ssljax.models import decoder as decoder_lib
 from ssljax.models import linen
 
@@ -99,11 +100,6 @@ def make(
     sums, counts = losses.masked_pixels(predicted, target, mask)
     return {"sum": sums, "count": counts}, method_state
 
-  def objective(params, method_state, features, *, step):
-    del params, step
-    loss = features["sum"].sum() / features["count"].sum()
-    return loss, (method_state, {})
-
   def embed(params, method_state, batch):
     del method_state
     out = encode(params, batch["views"][:, 0], train=False)
@@ -114,19 +110,8 @@ def make(
     del method_state
     x = batch["views"][:, 0]
     predicted, mask = predict(params, x, batch["key"], train=False)
-    target = ops.patchify(x, patch)
-    if norm_pix:  # the true mean and variance, which are not predicted
-      mean = target.mean(axis=-1, keepdims=True)
-      var = target.var(axis=-1, keepdims=True, ddof=1)
-      predicted = predicted * jnp.sqrt(var + 1e-6) + mean
-    mask = mask[..., None]
-    image = lambda patches: ops.unpatchify(patches, patch, x.shape[1:3])
-    return {
-      "input": x,
-      "masked": image(jnp.where(mask, 0.0, target)),
-      "reconstruction": image(predicted),
-      "reconstruction + visible": image(jnp.where(mask, predicted, target)),
-    }
+    return masked_images.pictures(x, predicted, mask, patch, norm_pix=norm_pix)
 
   show = {"reconstruction": reconstruction}
+  objective = masked_images.objective
   return core.Method(init, forward, objective, embed, show=show)

@@ -1,8 +1,15 @@
-"""What methods that predict pixels show: pictures of a prediction."""
+"""What methods that predict pixels share: their objective, and pictures."""
 
 import jax.numpy as jnp
 
 from ssljax import ops
+
+
+def objective(params, method_state, features, *, step):
+  """The mean over all hidden patches of the batch, of sums and counts [b]."""
+  del params, step
+  loss = features["sum"].sum() / features["count"].sum()
+  return loss, (method_state, {})
 
 
 def pictures(x, predicted, mask, patch: int, *, norm_pix: bool):

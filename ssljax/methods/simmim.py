@@ -91,11 +91,6 @@ def make(
     counts = mask.sum(axis=1, dtype=jnp.int32)
     return {"sum": sums, "count": counts}, method_state
 
-  def objective(params, method_state, features, *, step):
-    del params, step
-    loss = features["sum"].sum() / features["count"].sum()
-    return loss, (method_state, {})
-
   def embed(params, method_state, batch):
     del method_state
     out = encode(params, batch["views"][:, 0], train=False)
@@ -108,4 +103,5 @@ def make(
     return masked_images.pictures(x, predicted, mask, patch, norm_pix=False)
 
   show = {"reconstruction": reconstruction}
+  objective = masked_images.objective
   return core.Method(init, forward, objective, embed, show=show)
