@@ -55,7 +55,7 @@ def make(
       f"num_prototypes={num_prototypes} are more than the {num_examples} "
       "examples: lower config.method.num_prototypes"
     )
-  network = multi_crop.network(encoder, hidden_dim=hidden_dim, out_dim=out_dim)
+  network = multi_crop.network(encoder, features=(hidden_dim, out_dim))
 
   def init(rng, batch):
     params, stats = network.init(rng, batch)
@@ -76,7 +76,7 @@ def make(
       batch["key"],
       train=train,
     )
-    features = {"z": z, "index": batch["index"]}
+    features = {"z": ops.l2_normalize(z), "index": batch["index"]}
     return features, method_state | {"batch_stats": stats}
 
   def objective(params, method_state, features, *, step):
@@ -105,7 +105,7 @@ def make(
       )[0]
       for i in range(crops_for_assign)
     ]
-    return jnp.concatenate(z, axis=1)
+    return ops.l2_normalize(jnp.concatenate(z, axis=1))
 
   def refresh(params, method_state, read, *, rng):
     memory = method_state["memory"]

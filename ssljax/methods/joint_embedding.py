@@ -1,13 +1,10 @@
-"""What Barlow Twins and VICReg share: two views, a projector, their loss."""
+"""What Barlow Twins, VICReg and DCL share: two views, a projector, a loss."""
 
 from collections.abc import Callable
 
-import jax
-
 from ssljax import core
 from ssljax import ops
-from ssljax.models import heads
-from ssljax.models import linen
+from ssljax.methods import multi_crop
 
 
 def make(encoder, loss: Callable, **head) -> core.Method:
@@ -19,24 +16,10 @@ def make(encoder, loss: Callable, **head) -> core.Method:
     loss: `(z1, z2) -> (loss, metrics)`, of projections [n d] of the batch.
     **head: fields of `heads.MLP`.
   """
-  projector = heads.MLP(
-    kernel_init=heads.TORCH,
-    dtype=encoder.dtype,
-    axis_name=encoder.axis_name,
-    **head,
-  )
+  network = multi_crop.network(encoder, **head)
 
   def init(rng, batch):
-    rngs = jax.random.split(rng)
-    x = batch["views"][:, 0]
-    params, stats = {}, {}
-    params["encoder"], stats["encoder"] = linen.init(encoder, rngs[0], x)
-    h, _ = linen.apply(
-      encoder, params["encoder"], stats["encoder"], x, train=False
-    )
-    params["projector"], stats["projector"] = linen.init(
-      projector, rngs[1], h["pooled"]
-    )
+    params, stats = network.init(rng, batch)
     return params, {"batch_stats": stats}
 
   def forward(params, method_state, batch, *, step, train):
@@ -46,22 +29,9 @@ def make(encoder, loss: Callable, **head) -> core.Method:
     features = {}
     # One view after the other, as the authors': batch norm sees them apart.
     for i in range(2):
-      h, encoder_stats = linen.apply(
-        encoder,
-        params["encoder"],
-        stats["encoder"],
-        batch["views"][:, i],
-        train=train,
-        key=keys[:, i],
-      )
-      features[f"z{i + 1}"], projector_stats = linen.apply(
-        projector,
-        params["projector"],
-        stats["projector"],
-        h["pooled"],
-        train=train,
-      )
-      stats = {"encoder": encoder_stats, "projector": projector_stats}
+      view = batch["views"][:, i : i + 1]
+      z, stats = network.project(params, stats, [view], keys[:, i], train=train)
+      features[f"z{i + 1}"] = z[:, 0]
     return features, {"batch_stats": stats}
 
   def objective(params, method_state, features, *, step):
@@ -69,10 +39,4 @@ def make(encoder, loss: Callable, **head) -> core.Method:
     value, metrics = loss(features["z1"], features["z2"])
     return value, (method_state, metrics)
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, network.embed)

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import losses
 from ssljax import ops
-from ssljax.models import heads
-from ssljax.models import linen
+from ssljax.methods import multi_crop
 
 
 def make(
@@ -38,62 +37,27 @@ def make(
     t_max: its end.
     features: widths of the projector's layers.
   """
-  projector = heads.MLP(
-    features=features,
-    kernel_init=heads.TORCH,
-    dtype=encoder.dtype,
-    axis_name=encoder.axis_name,
-  )
+  network = multi_crop.network(encoder, features=features)
 
   def init(rng, batch):
-    rngs = jax.random.split(rng)
-    x = batch["views"][:, 0]
-    params, stats = {}, {}
-    params["encoder"], stats["encoder"] = linen.init(encoder, rngs[0], x)
-    h, _ = linen.apply(
-      encoder, params["encoder"], stats["encoder"], x, train=False
-    )
-    params["projector"], stats["projector"] = linen.init(
-      projector, rngs[1], h["pooled"]
-    )
+    params, stats = network.init(rng, batch)
     return params, {"batch_stats": stats}
 
   def forward(params, method_state, batch, *, step, train):
     del step
-    stats = method_state["batch_stats"]
-    sizes = [batch[k] for k in ("views", "local_views") if k in batch]
-    b, total = len(sizes[0]), sum(views.shape[1] for views in sizes)
-    keys = ops.view_keys(batch["key"], total).reshape(b, total)
-    # Views of a size in one pass, the projector over all: as the authors' do,
-    # batch norm sees them together.
-    hidden, encoder_stats = [], stats["encoder"]
-    for views in sizes:
-      v = views.shape[1]
-      h, encoder_stats = linen.apply(
-        encoder,
-        params["encoder"],
-        encoder_stats,
-        views.reshape(b * v, *views.shape[2:]),
-        train=train,
-        key=keys[:, :v].reshape(-1),
-      )
-      hidden.append(h["pooled"].reshape(b, v, -1))
-      keys = keys[:, v:]
-    z, projector_stats = linen.apply(
-      projector,
-      params["projector"],
-      stats["projector"],
-      jnp.concatenate(hidden, axis=1).reshape(b * total, -1),
+    z, stats = network.project(
+      params,
+      method_state["batch_stats"],
+      multi_crop.crops(batch),
+      batch["key"],
       train=train,
     )
-    z = z.reshape(b, total, -1)
-    first = sizes[0].shape[1]
+    first = batch["views"].shape[1]
     out = {
       "global": z[:, :first],
       "local": z[:, first:],
       "seed": jax.vmap(jax.random.bits)(batch["key"]),
     }
-    stats = {"encoder": encoder_stats, "projector": projector_stats}
     return out, {"batch_stats": stats}
 
   def objective(params, method_state, features, *, step):
@@ -112,13 +76,7 @@ def make(
     metrics = {"agreement_loss": agreement, "sigreg_loss": gaussian}
     return loss, (method_state, metrics)
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, network.embed)
 
 
 def directions(seed, d: int, slices: int) -> jax.Array:

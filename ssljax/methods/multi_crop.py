@@ -1,4 +1,4 @@
-"""What SwAV and DeepCluster v2 share: crops of two sizes, embedded."""
+"""What methods of several views share: an encoder and its projector."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class Network(NamedTuple):
   Attributes:
     init: `(rng, batch) -> (params, batch_stats)`.
     project: `(params, batch_stats, crops, key, *, train) -> (z, batch_stats)`:
-      of crops, a list of [b v h w c] each of one size, the embeddings
-      [b v d], of length 1, in the list's order.
+      of crops, a list of [b v h w c], the projections [b v d] in the list's
+      order. Batch norm sees what is one array together, the projector's all.
     embed: as a method's.
   """
 
@@ -27,19 +27,18 @@ class Network(NamedTuple):
   embed: Callable
 
 
-def network(encoder, *, hidden_dim: int, out_dim: int) -> Network:
-  """Returns facebookresearch/swav's `resnet50.py`, around any encoder.
+def network(encoder, **head) -> Network:
+  """Returns the functions of an encoder and a projector.
 
   Args:
     encoder: a module under the encoder contract.
-    hidden_dim: width of the projector's hidden layer.
-    out_dim: width of the embeddings.
+    **head: fields of `heads.MLP`.
   """
-  head = heads.MLP(
-    features=(hidden_dim, out_dim),
+  projector = heads.MLP(
     kernel_init=heads.TORCH,
     dtype=encoder.dtype,
     axis_name=encoder.axis_name,
+    **head,
   )
 
   def init(rng, batch):
@@ -51,7 +50,7 @@ def network(encoder, *, hidden_dim: int, out_dim: int) -> Network:
       encoder, params["encoder"], stats["encoder"], x, train=False
     )
     params["projector"], stats["projector"] = linen.init(
-      head, rngs[1], h["pooled"]
+      projector, rngs[1], h["pooled"]
     )
     return params, stats
 
@@ -59,7 +58,6 @@ def network(encoder, *, hidden_dim: int, out_dim: int) -> Network:
     b, counts = len(key), [x.shape[1] for x in crops]
     keys = ops.view_keys(key, sum(counts)).reshape(b, -1)
     pooled, encoder_stats, first = [], stats["encoder"], 0
-    # Crops of one size are one batch to batch norm; the projector's has all.
     for x, count in zip(crops, counts):
       h, encoder_stats = linen.apply(
         encoder,
@@ -73,14 +71,14 @@ def network(encoder, *, hidden_dim: int, out_dim: int) -> Network:
       first += count
     h = jnp.concatenate(pooled, axis=1)
     z, projector_stats = linen.apply(
-      head,
+      projector,
       params["projector"],
       stats["projector"],
       h.reshape(b * first, -1),
       train=train,
     )
     stats = {"encoder": encoder_stats, "projector": projector_stats}
-    return ops.l2_normalize(z).reshape(b, first, -1), stats
+    return z.reshape(b, first, -1), stats
 
   def embed(params, method_state, batch):
     stats = method_state["batch_stats"]["encoder"]

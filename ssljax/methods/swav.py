@@ -50,7 +50,7 @@ def make(
     queue_start_epoch: the queue is filled from this epoch on, and used once it
       is full.
   """
-  network = multi_crop.network(encoder, hidden_dim=hidden_dim, out_dim=out_dim)
+  network = multi_crop.network(encoder, features=(hidden_dim, out_dim))
   queue_start = queue_start_epoch * steps_per_epoch
 
   def init(rng, batch):
@@ -73,7 +73,7 @@ def make(
       batch["key"],
       train=train,
     )
-    return {"z": z}, method_state | {"batch_stats": stats}
+    return {"z": ops.l2_normalize(z)}, method_state | {"batch_stats": stats}
 
   def assign(prototypes, z, i, method_state):
     """Equation 3: assignments [n K] of crop i, its embeddings being z [n d]."""

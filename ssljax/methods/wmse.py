@@ -12,8 +12,7 @@ from ssljax import core
 from ssljax import errors
 from ssljax import losses
 from ssljax import ops
-from ssljax.models import heads
-from ssljax.models import linen
+from ssljax.methods import multi_crop
 
 
 def make(
@@ -46,58 +45,28 @@ def make(
       f"method.out_dim={out_dim}: covariances of fewer are singular"
     )
   # Whitening takes the mean away, and with it what an offset would do.
-  projector = heads.MLP(
-    features=(hidden_dim, out_dim),
-    out_bias=False,
-    kernel_init=heads.TORCH,
-    dtype=encoder.dtype,
-    axis_name=encoder.axis_name,
+  network = multi_crop.network(
+    encoder, features=(hidden_dim, out_dim), out_bias=False
   )
 
   def init(rng, batch):
-    rngs = jax.random.split(rng)
-    x = batch["views"][:, 0]
-    params, stats = {}, {}
-    params["encoder"], stats["encoder"] = linen.init(encoder, rngs[0], x)
-    h, _ = linen.apply(
-      encoder, params["encoder"], stats["encoder"], x, train=False
-    )
-    params["projector"], stats["projector"] = linen.init(
-      projector, rngs[1], h["pooled"]
-    )
+    params, stats = network.init(rng, batch)
     return params, {"batch_stats": stats}
 
   def forward(params, method_state, batch, *, step, train):
     del step
-    stats, views = method_state["batch_stats"], batch["views"]
-    b, v = views.shape[:2]
-    keys = ops.view_keys(batch["key"], v).reshape(b, v)
+    views = batch["views"]
     # The encoder sees one view after the other, the projector all at once, as
     # the authors': so does batch norm.
-    hidden, encoder_stats = [], stats["encoder"]
-    for i in range(v):
-      h, encoder_stats = linen.apply(
-        encoder,
-        params["encoder"],
-        encoder_stats,
-        views[:, i],
-        train=train,
-        key=keys[:, i],
-      )
-      hidden.append(h["pooled"])
-    z, projector_stats = linen.apply(
-      projector,
-      params["projector"],
-      stats["projector"],
-      jnp.stack(hidden, axis=1).reshape(b * v, -1),
+    z, stats = network.project(
+      params,
+      method_state["batch_stats"],
+      jnp.split(views, views.shape[1], axis=1),
+      batch["key"],
       train=train,
     )
     noise = lambda key: jax.random.bits(key, (iterations,))
-    features = {
-      "z": z.reshape(b, v, -1),
-      "noise": jax.vmap(noise)(batch["key"]),
-    }
-    stats = {"encoder": encoder_stats, "projector": projector_stats}
+    features = {"z": z, "noise": jax.vmap(noise)(batch["key"])}
     return features, {"batch_stats": stats}
 
   def whitened(z, noise):
@@ -127,10 +96,4 @@ def make(
     near = losses.cosine(z[:, 0], z[:, 1]).mean()
     return loss, (method_state, {"positive_similarity": near})
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, network.embed)
