@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -16,7 +17,6 @@ from tensorboardX.proto import event_pb2
 
 from ssljax import errors
 from ssljax import monitors
-from ssljax.data import stream
 
 # Steps that may be under way on the device. Two keep it busy, and more would
 # only hold batches in memory.
@@ -69,9 +69,9 @@ class Log:
       figures = {k.removeprefix(_MONITOR): v for k, v in before.items()}
       self.figures["collapsed"] = monitors.collapse(figures, dim)
 
-  def add(self, step, metrics):
-    """Takes the metrics of a step, on the device."""
-    self._later(self._trained, step, metrics)
+  def add(self, step, metrics, index):
+    """Takes the metrics of a step and its examples [b], on the device."""
+    self._later(functools.partial(self._trained, index=index), step, metrics)
 
   def monitored(self, step, figures):
     """Takes what `monitors.measure` gave, on the device."""
@@ -107,12 +107,12 @@ class Log:
     take, step, values = self._pending.popleft()
     take(step, {k: np.asarray(v).item() for k, v in values.items()})
 
-  def _trained(self, step, metrics):
+  def _trained(self, step, metrics, *, index):
     self._ends = time.perf_counter()
     self._first = self._first or self._ends
     self._count += 1
     if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-      self._stop(step, metrics)
+      self._stop(step, metrics, index)
     self._rows.append((step + 1, metrics))
     self._bar.update()
     if (step + 1) % self._run.config.log_every == 0:
@@ -169,19 +169,13 @@ class Log:
         "are kept: make room and start again in the same workdir"
       ) from e
 
-  def _stop(self, step, metrics):
+  def _stop(self, step, metrics, index):
     self._write()
-    run = self._run
-    indices = stream.indices(
-      run.config.seed,
-      step,
-      num_examples=len(run.source),
-      batch_size=run.config.batch_size,
-    )
     raise errors.SafeStop(
       f"step {step}: loss {metrics['loss']}, gradient norm "
       f"{metrics['grad_norm']}, not finite; the batch's indices are "
-      f"{indices.tolist()}; the last checkpoint is from before and is kept"
+      f"{np.asarray(index).tolist()}; the last checkpoint is from before and "
+      "is kept"
     )
 
 

@@ -168,8 +168,10 @@ def _loop(run, state, step_fn, log, checkpoints, sets, monitor):
         # What was saved at this step is from before: resuming refreshes too.
         state, batches = refresh(state), None
       batches = batches or _batches(run, state, step)
-      state, metrics = step_fn(state, next(batches), rng)
-      log.add(step, metrics)
+      batch = next(batches)
+      state, metrics = step_fn(state, batch, rng)
+      log.add(step, metrics, batch["index"])
+      del batch  # its memory is the next one's
       done = step + 1
       last = done == stop
       if monitor and (last or done % config.monitor.every_steps == 0):
@@ -177,16 +179,18 @@ def _loop(run, state, step_fn, log, checkpoints, sets, monitor):
       evaluates = sets and (
         (last and config.eval.last) or (eval_every and done % eval_every == 0)
       )
-      saves = last or done % config.checkpoint.every_steps == 0
-      if evaluates or saves or terminated:
+      # Read once: a signal later in this step ends the run after the next.
+      stops = bool(terminated)
+      saves = last or stops or done % config.checkpoint.every_steps == 0
+      if evaluates or saves:
         log.flush()  # waits, so that nothing that is not finite is saved
       knn = None
-      if evaluates and not terminated:
+      if evaluates and not stops:
         knn = evaluate.knn(run, state, sets)
         log.evaluated(done, knn)
-      if evaluates or saves or terminated:
+      if evaluates or saves:
         checkpoints.save(done, state, knn=knn)
-      if terminated:
+      if stops:
         checkpoints.wait()
         logging.warning("SIGTERM: saved step %d", done)
         raise SystemExit(143)
