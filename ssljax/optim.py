@@ -81,7 +81,7 @@ def make(
 
   try:
     tx = makers[name](excluded=excluded, **hyper)
-    for group in groups:
+    for group in reversed(groups):  # the outermost holds: the first
       if "momentum" in group:
         other = {**hyper, "momentum": group["momentum"]}
         other = makers[name](excluded=excluded, **other)

@@ -543,3 +543,14 @@ def test_a_group_may_have_a_momentum_of_its_own():
     moved.append(updates)
   np.testing.assert_allclose(moved[1]["body"]["w"], -0.19, rtol=1e-6)
   np.testing.assert_allclose(moved[1]["head"]["w"], -0.1, rtol=1e-6)
+
+
+def test_the_first_group_that_matches_has_the_momentum():
+  groups = (dict(match="^head/", momentum=0.0), dict(match="", momentum=0.5))
+  tx = optim.make(name="sgd", learning_rate=0.1, groups=groups)
+  params = {"body": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
+  state = tx.init(params)
+  for _ in range(2):
+    updates, state = tx.update(params, state, params)
+  np.testing.assert_allclose(updates["body"]["w"], -0.15, rtol=1e-6)
+  np.testing.assert_allclose(updates["head"]["w"], -0.1, rtol=1e-6)
