@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ssljax import errors
+
 PyTree = Any
 
 
@@ -129,7 +131,7 @@ def make_train_step(
     statistics_per_microbatch: allow batch norm to see a microbatch at a time.
 
   The step raises ValueError where `accumulate` does not divide the batch, and
-  where it meets batch norm without `statistics_per_microbatch`.
+  UserError where it meets batch norm without `statistics_per_microbatch`.
   """
 
   def forward(params, method_state, batch, step):
@@ -305,7 +307,7 @@ def _sum(tree, axis_name):
 def _refuse_batch_norm(method_state):
   for path, _ in jax.tree_util.tree_leaves_with_path(method_state):
     if "batch_stats" in jax.tree_util.keystr(path):
-      raise ValueError(
+      raise errors.UserError(
         "batch norm would see one microbatch at a time, not the whole batch: "
         "use accumulate=1, an encoder without batch norm, or allow it by "
         "statistics_per_microbatch=True"

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from ssljax import errors
+
 
 def l2_normalize(x: jax.Array, axis: int = -1, eps: float = 1e-12) -> jax.Array:
   """x / |x| along `axis`; zero stays zero, and so does its gradient.
@@ -47,11 +49,12 @@ def enqueue(queue: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
   The next place is `(place + n) % k`.
 
   Raises:
-    ValueError: n does not divide k (a ring that wraps would be cut).
+    UserError: n does not divide k (a ring that wraps would be cut).
   """
   if queue.shape[0] % rows.shape[0]:
-    raise ValueError(
-      f"a queue of {queue.shape[0]} is not a multiple of {rows.shape[0]} rows"
+    raise errors.UserError(
+      f"a queue of {queue.shape[0]} is not a multiple of {rows.shape[0]} rows: "
+      "change its size or the batch"
     )
   return jax.lax.dynamic_update_slice_in_dim(queue, rows, place, axis=0)
 
@@ -127,6 +130,7 @@ def sinkhorn(
   """
   logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
   present = jnp.ones(len(logits)) if mask is None else mask.astype(jnp.float32)
+  there = present[:, None] > 0  # where no row is, v is infinite
   high = logits.max()
 
   # Both divide for themselves: what they are given is not written twice.
@@ -136,7 +140,7 @@ def sinkhorn(
     for _ in range(iterations):
       v = 1 / (u @ scaled)
       u = present / (scaled @ v)
-    return u[:, None] * scaled * v
+    return jnp.where(there, u[:, None] * scaled * v, 0.0)
 
   def log_scales(logits):
     scaled = (logits - high) / epsilon
@@ -144,7 +148,7 @@ def sinkhorn(
     for _ in range(iterations):
       v = -jax.nn.logsumexp(scaled + u[:, None], axis=0)
       u = jnp.log(present) - jax.nn.logsumexp(scaled + v, axis=1)
-    return jnp.exp(scaled + u[:, None] + v)
+    return jnp.where(there, jnp.exp(scaled + u[:, None] + v), 0.0)
 
   narrow = high - logits.min() < 60 * epsilon
   return jax.lax.cond(narrow, scales, log_scales, logits)

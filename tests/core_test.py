@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssljax import core
+from ssljax import errors
 from ssljax.methods import barlow_twins
 from ssljax.methods import byol
 from ssljax.methods import lejepa
@@ -312,7 +313,7 @@ def test_accumulation_with_batch_norm_is_refused():
   method, tx = batch_norm_method(), optax.sgd(0.1)
   state = core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
   step = core.make_train_step(method, tx, augment=toys.augment, accumulate=4)
-  with pytest.raises(ValueError, match="one microbatch at a time"):
+  with pytest.raises(errors.UserError, match="one microbatch at a time"):
     step(state, batch_of(0), RNG)
   allowed = core.make_train_step(
     method,

@@ -11,6 +11,7 @@ import pytest
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import optim
 from ssljax.methods import dino
 from ssljax.methods import dinov2
@@ -208,9 +209,9 @@ def test_the_centre_keeps_the_teacher_from_one_prototype():
 def test_masks_are_of_about_half_of_the_crops():
   keys = jax.random.split(RNG, 400)
   options = dict(probability=0.5, ratio=(0.1, 0.5), min_block=4)
-  masks = distillation.draw_masks(keys, 2, (7, 7), **options)
-  assert masks.shape == (400, 2, 49)
-  counts = np.asarray(masks.sum(-1)).ravel()
+  mask = distillation.draw_masks(keys, 2, (7, 7), **options)
+  assert mask.shape == (400, 2, 49)
+  counts = np.asarray(mask.sum(-1)).ravel()
   masked = counts[counts > 0]
   assert 0.43 < len(masked) / 800 < 0.57
   assert masked.min() >= 4 and masked.max() <= 24
@@ -220,7 +221,7 @@ def test_masks_are_of_about_half_of_the_crops():
 def test_masked_places_are_those_of_the_mask():
   mask = np.zeros((2, 9), bool)
   mask[0, [2, 5, 8]] = True
-  places, present = distillation.masked_places(jnp.asarray(mask), 4)
+  places, present = masks.places_of(jnp.asarray(mask), 4)
   np.testing.assert_array_equal(places[0, :3], [2, 5, 8])
   np.testing.assert_array_equal(present, [[1, 1, 1, 0], [0, 0, 0, 0]])
   loss = jnp.asarray([[3.0, 6.0, 9.0, np.nan], [np.nan] * 4])
@@ -264,6 +265,19 @@ def test_sinkhorn_uses_all_prototypes_alike():
 def test_unknown_centring_is_refused():
   with pytest.raises(errors.UserError, match="sinkhorn or mean"):
     make_dinov2(centring="none")
+
+
+@pytest.mark.parametrize("make", [make_ibot, make_dinov2])
+def test_an_encoder_without_mask_token_is_refused(make):
+  for encoder in (toys.encoder(depth=1), toys.Layer()):
+    with pytest.raises(errors.UserError, match="mask_token=True"):
+      make(encoder)
+
+
+@pytest.mark.parametrize("groups", [3, 8])
+def test_koleo_needs_groups_with_neighbours(groups):
+  with pytest.raises(errors.UserError, match=f"groups={groups}.*batch of 8"):
+    train(make_dinov2(koleo_groups=groups), 1, b=8)
 
 
 def test_the_teacher_is_what_is_evaluated():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssljax import errors
 from ssljax import masks
 from ssljax import ops
 
@@ -40,7 +41,7 @@ def test_enqueue_writes_over_the_oldest():
   queue = jnp.zeros((6, 1))
   queue = ops.enqueue(queue, jnp.ones((2, 1)), jnp.int32(4))
   np.testing.assert_array_equal(queue[:, 0], [0, 0, 0, 0, 1, 1])
-  with pytest.raises(ValueError, match="not a multiple of 4"):
+  with pytest.raises(errors.UserError, match="not a multiple of 4"):
     ops.enqueue(queue, jnp.ones((4, 1)), jnp.int32(0))
 
 
@@ -82,3 +83,5 @@ def test_sinkhorn_does_not_see_masked_rows_nor_overflow():
     alone = ops.sinkhorn(x[:8], epsilon=0.5)
     np.testing.assert_allclose(masked[:8], alone, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(masked[8:], 0)
+    none = ops.sinkhorn(x, epsilon=0.5, mask=jnp.zeros(12, bool))
+    np.testing.assert_array_equal(none, 0)

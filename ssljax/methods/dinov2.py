@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax.methods import distillation
 from ssljax.models import heads
@@ -82,8 +83,10 @@ def make(
       `step -> value`.
 
   Raises:
-    UserError: an unknown `centring`.
+    UserError: the encoder has no mask token, or an unknown `centring`; in the
+      objective, `koleo_groups` that leave no neighbours or not divide a batch.
   """
+  distillation.check_mask_token(encoder, "dinov2")
   if centring not in ("sinkhorn", "mean"):
     raise errors.UserError(
       f"unknown method.centring={centring!r}: choose sinkhorn or mean"
@@ -133,9 +136,9 @@ def make(
     views, teacher = batch["views"], method_state["teacher"]["params"]
     grid = tuple(side // encoder.patch for side in views.shape[2:4])
     mask_key, key = jax.vmap(jax.random.split)(batch["key"]).T
-    masks = batch.get("masks")
-    if masks is None:
-      masks = distillation.draw_masks(
+    mask = batch.get("masks")
+    if mask is None:
+      mask = distillation.draw_masks(
         mask_key,
         views.shape[1],
         grid,
@@ -144,7 +147,7 @@ def make(
         min_block=4,
       )
     most = int(mask_ratio[1] * grid[0] * grid[1])
-    places, masked = distillation.masked_places(masks, most)
+    places, masked = masks.places_of(mask, most)
 
     def project(params, pooled, tokens):
       """Class tokens [b v d], and the masked of the patches [b 2 m d]."""
@@ -160,7 +163,7 @@ def make(
       {},
       batch | {"key": key},
       train=train,
-      mask=masks,
+      mask=mask,
     )
     student, student_patch = project(params, pooled, tokens)
     out, _ = distillation.apply_views(
@@ -247,6 +250,11 @@ def _centred(method_state, logits, patch_logits, masked, heat, decay):
 def _koleo(tokens, groups):
   """The sum over crops of KoLeo of [b v d], the mean over parts of b."""
   b, v, d = tokens.shape
+  if b % groups or b < 2 * groups:
+    raise errors.UserError(
+      f"method.koleo_groups={groups} does not part a batch of {b} into groups "
+      "of 2 or more"
+    )
   tokens = tokens.reshape(b // groups, groups, v, d)
   by_crop = jax.vmap(losses.koleo, 1)
   return jax.vmap(by_crop, 1)(tokens).mean(axis=0).sum()

@@ -9,6 +9,7 @@ and `objective` multiplies it with the prototypes, of which there may be 65,536.
 import jax
 import jax.numpy as jnp
 
+from ssljax import errors
 from ssljax import masks
 from ssljax import ops
 from ssljax import schedules
@@ -50,6 +51,11 @@ def teacher_of(encoder):
   """The encoder without stochastic depth."""
   drops = getattr(encoder, "drop_path", 0.0)
   return encoder.clone(drop_path=0.0) if drops else encoder
+
+
+def check_mask_token(encoder, name):
+  if not getattr(encoder, "mask_token", False):
+    raise errors.UserError(f"{name} needs a vit with encoder.mask_token=True")
 
 
 def init_head(head, rng, dim, out_dim, *, norm_last_layer):
@@ -148,16 +154,6 @@ def draw_masks(key, views, grid, *, probability, ratio, min_block):
   count = jnp.where(chosen, jnp.floor(part * n), 0).astype(jnp.int32)
   mask = masks.block_masking(keys[:, 2], grid, count, min_block=min_block)
   return mask.reshape(-1, views, n)
-
-
-def masked_places(mask, most):
-  """Where a mask [... n] is set: at most `most` places, of a static shape.
-
-  Returns:
-    (places int32 [... most], present bool [... most]).
-  """
-  places = jnp.argsort(~mask, axis=-1, stable=True)[..., :most]
-  return places, jnp.take_along_axis(mask, places, axis=-1)
 
 
 def take(tokens, places):

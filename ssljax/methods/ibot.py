@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ssljax import core
 from ssljax import losses
+from ssljax import masks
 from ssljax import ops
 from ssljax.methods import distillation
 from ssljax.models import heads
@@ -75,7 +76,11 @@ def make(
     patch_weight: of the patches' loss, lambda_2.
     ema: decay of the teacher: its first value, which goes to 1 by a cosine, or
       `step -> value`.
+
+  Raises:
+    UserError: the encoder has no mask token.
   """
+  distillation.check_mask_token(encoder, "ibot")
   warm_up = lambda first, last: distillation.warm_up(
     first, last, warmup_teacher_epochs, steps_per_epoch, by_epoch=True
   )
@@ -115,9 +120,9 @@ def make(
     views, teacher = batch["views"], method_state["teacher"]["params"]
     grid = tuple(side // encoder.patch for side in views.shape[2:4])
     mask_key, key = jax.vmap(jax.random.split)(batch["key"]).T
-    masks = batch.get("masks")
-    if masks is None:
-      masks = distillation.draw_masks(
+    mask = batch.get("masks")
+    if mask is None:
+      mask = distillation.draw_masks(
         mask_key,
         views.shape[1],
         grid,
@@ -126,7 +131,7 @@ def make(
         min_block=max((min(grid) // 3) ** 2, 1),
       )
     most = int(mask_ratio[1] * grid[0] * grid[1])
-    places, masked = distillation.masked_places(masks, most)
+    places, masked = masks.places_of(mask, most)
     project = lambda params, h: linen.apply(
       head, params["head"]["mlp"], {}, h, train=train
     )[0]
@@ -136,7 +141,7 @@ def make(
       {},
       batch | {"key": key},
       train=train,
-      mask=masks,
+      mask=mask,
     )
     out, _ = distillation.apply_views(
       teacher_encoder, teacher["encoder"], {}, views, train=train, key=key
