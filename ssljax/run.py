@@ -128,6 +128,8 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   """
   del steps_per_epoch
   options = _options(config.optimizer)
+  if "learning_rate" not in options:
+    raise errors.UserError("give config.optimizer.learning_rate")
   base = schedules.scale_lr(
     options.pop("learning_rate"),
     config.batch_size,
@@ -155,7 +157,10 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   )
   if (end := options.pop("weight_decay_end", None)) is not None:
     options["weight_decay"] = schedules.schedule(
-      "cosine", base=options["weight_decay"], end=end, total_steps=total_steps
+      "cosine",
+      base=options.get("weight_decay", 0.0),
+      end=end,
+      total_steps=total_steps,
     )
   known = dict(
     batch_size=config.batch_size,
@@ -174,15 +179,15 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
 
 def _in_steps(part, **known):
   """A part of `optimizer.freeze`, its duration in steps."""
-  units = {k: v for k, v in part.items() if k in _UNITS}
-  if not units:
+  units = {k: v for k, v in part.items() if k in _UNITS and v is not None}
+  if not units:  # or `steps` of None, which is for ever
     return part
   rest = {k: v for k, v in part.items() if k not in _UNITS}
   named = {f"freeze_{k}": v for k, v in units.items()}
   return rest | {"steps": schedules.steps_of(named, "freeze", **known)}
 
 
-_UNITS = ("epochs", "examples", "percent")
+_UNITS = ("steps", "epochs", "examples", "percent")
 _WARMUP = ("warmup_steps", "warmup_epochs", "warmup_examples", "warmup_percent")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from ssljax import config as config_lib
 from ssljax import core
+from ssljax import errors
 from ssljax import run as run_lib
 from ssljax import train
 
@@ -82,6 +83,22 @@ def test_labels_are_in_a_batch_where_the_config_says_so(path):
   assert set(batch) == {*run.source.example, "index"} | labels
   assert config.data.labels == bool(labels)
   assert set(run_lib.abstract_batch(run)) == {*batch, "epoch"}
+
+
+def test_make_tx_tells_what_is_missing_or_twice():
+  path = os.path.join(ROOT, "configs", "dino_resnet18_fashion_mnist.py")
+  config = config_lib.load(path, [])
+  known = dict(num_examples=1000, steps_per_epoch=3, total_steps=9)
+  with config.unlocked():
+    del config.optimizer.weight_decay  # then it comes from zero to its end
+    run_lib.make_tx(config, **known)
+    twice = dict(match="prototypes", steps=1, epochs=1.0)
+    config.optimizer.freeze = (twice,)
+    with pytest.raises(errors.UserError, match="freeze_steps and freeze_epoch"):
+      run_lib.make_tx(config, **known)
+    del config.optimizer.learning_rate
+    with pytest.raises(errors.UserError, match="give .*learning_rate"):
+      run_lib.make_tx(config, **known)
 
 
 def paper_state(path, classes_shape, **sizes):
