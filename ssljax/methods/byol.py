@@ -112,16 +112,12 @@ def make(
     loss = jnp.mean(4 - 2 * cosine - 2 * other)
     return loss, (method_state, {"teacher_similarity": cosine.mean()})
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
   def after_update(params, method_state, step):
     teacher = method_state["teacher"]
     online = {name: params[name] for name in ("encoder", "projector")}
     moved = ops.ema(teacher["params"], online, schedule(step))
     return params, method_state | {"teacher": teacher | {"params": moved}}
 
-  return core.Method(init, forward, objective, embed, after_update)
+  return core.Method(
+    init, forward, objective, linen.embed(encoder), after_update
+  )

@@ -129,12 +129,6 @@ def make(
     }
     return loss, (method_state, metrics)
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
   def after_update(params, method_state, step):
     # The authors move the momentum encoder before the next forward instead,
     # which is the same.
@@ -143,4 +137,6 @@ def make(
     moved = ops.ema(teacher["params"], params, ema)
     return params, method_state | {"teacher": teacher | {"params": moved}}
 
-  return core.Method(init, forward, objective, embed, after_update)
+  return core.Method(
+    init, forward, objective, linen.embed(encoder), after_update
+  )

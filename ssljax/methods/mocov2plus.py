@@ -121,15 +121,11 @@ def make(
     }
     return loss, (method_state, metrics)
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
   def after_update(params, method_state, step):
     teacher = method_state["teacher"]
     moved = ops.ema(teacher["params"], params, schedule(step))
     return params, method_state | {"teacher": teacher | {"params": moved}}
 
-  return core.Method(init, forward, objective, embed, after_update)
+  return core.Method(
+    init, forward, objective, linen.embed(encoder), after_update
+  )

@@ -138,12 +138,6 @@ def make(
     }
     return loss, (method_state, metrics)
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
   def after_update(params, method_state, step):
     # The authors move the momentum encoder in the next step, by its decay.
     teacher = method_state["teacher"]
@@ -151,7 +145,9 @@ def make(
     moved = ops.ema(teacher["params"], _without_predictor(params), decay)
     return params, method_state | {"teacher": teacher | {"params": moved}}
 
-  return core.Method(init, forward, objective, embed, after_update)
+  return core.Method(
+    init, forward, objective, linen.embed(encoder), after_update
+  )
 
 
 def _without_predictor(tree):

@@ -80,13 +80,7 @@ def network(encoder, **head) -> Network:
     stats = {"encoder": encoder_stats, "projector": projector_stats}
     return z.reshape(b, first, -1), stats
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
-  return Network(init, project, embed)
+  return Network(init, project, linen.embed(encoder))
 
 
 def crops(batch):

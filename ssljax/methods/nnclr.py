@@ -127,10 +127,4 @@ def make(
     }
     return loss, (method_state, metrics)
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, linen.embed(encoder))

@@ -73,13 +73,7 @@ def make(encoder) -> core.Method:
     loss = features["loss"].mean()
     return loss, (method_state, {"rotation_accuracy": accuracy})
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, linen.embed(encoder))
 
 
 def rotated(x):

@@ -105,10 +105,4 @@ def make(
     spread = jnp.std(z, axis=0).mean() * jnp.sqrt(jnp.float32(out_dim))
     return loss, (method_state, {"projection_std": spread})
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, linen.embed(encoder))

@@ -81,16 +81,12 @@ def make(
     loss = losses.supcon(
       z, label, temperature=temperature, base_temperature=base_temperature
     )
-    # The nearest other example has the label.
+    # The nearest other example has the label, where it is known.
     x = ops.l2_normalize(z[:, 0])
     others = jnp.where(jnp.eye(len(x), dtype=bool), -jnp.inf, x @ x.T)
-    found = label[others.argmax(axis=1)] == label
-    return loss, (method_state, {"neighbour_accuracy": found.mean()})
+    known = label >= 0
+    found = known & (label[others.argmax(axis=1)] == label)
+    accuracy = found.sum() / jnp.maximum(known.sum(), 1)
+    return loss, (method_state, {"neighbour_accuracy": accuracy})
 
-  def embed(params, method_state, batch):
-    stats = method_state["batch_stats"]["encoder"]
-    x = batch["views"][:, 0]
-    out, _ = linen.apply(encoder, params["encoder"], stats, x, train=False)
-    return {"pooled": out["pooled"], "tokens": out["tokens"]}
-
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, linen.embed(encoder))

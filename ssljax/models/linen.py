@@ -16,3 +16,19 @@ def apply(module, params, batch_stats, *args, train, **kwargs):
     variables, *args, train=True, mutable=["batch_stats"], **kwargs
   )
   return outputs, changed["batch_stats"]
+
+
+def embed(encoder):
+  """Returns a method's `embed`: by the encoder that learns, of the first view.
+
+  Args:
+    encoder: a module under the encoder contract, as `params["encoder"]` has it.
+  """
+
+  def first_view(params, method_state, batch):
+    stats = method_state["batch_stats"]["encoder"]
+    x = batch["views"][:, 0]
+    out, _ = apply(encoder, params["encoder"], stats, x, train=False)
+    return {"pooled": out["pooled"], "tokens": out["tokens"]}
+
+  return first_view
