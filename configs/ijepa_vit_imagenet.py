@@ -4,7 +4,9 @@ facebookresearch/ijepa `configs/in1k_vith14_ep300.yaml`: batch 2048, 300 epochs,
 AdamW with the rate 1e-3 and a decay that rises from 0.04 to 0.4. Theirs reaches
 79.3 in a linear probe. Not yet reproduced.
 
-Their schedules count from one, and their patch embedding starts smaller.
+Their schedules count from one, their patch embedding starts smaller, and the
+last layers of branches, of the predictor as well, are smaller the deeper they
+are.
 """
 
 from ssljax import config as config_lib

@@ -7,6 +7,8 @@ compiled again. Needs jax alone.
 import jax
 import jax.numpy as jnp
 
+from ssljax import errors
+
 
 def random_masking(key: jax.Array, n: int, keep: int):
   """Keeps `keep` of n places for each example, drawn by noise.
@@ -159,14 +161,17 @@ def multiblock_masking(
     (context bool [b n], targets bool [b t n]), places in raster order.
 
   Raises:
-    ValueError: a block may be too small for `min_keep`.
+    UserError: a block may be too small for `min_keep`.
   """
   kinds = ((target_area, target_aspect), (context_area, (1.0, 1.0)))
   sizes = []
   for (area, aspect), one in zip(kinds, jax.random.split(size_key)):
     least, _ = block_areas(grid, area, aspect)
     if least <= min_keep:
-      raise ValueError(f"min_keep={min_keep}: a block may have {least} places")
+      raise errors.UserError(
+        f"method.min_keep={min_keep}: a block of {grid[0]} x {grid[1]} patches "
+        f"may have {least}: lower it, or give larger images or smaller patches"
+      )
     sizes.append(_block_size(jax.random.uniform(one), grid, area, aspect))
   row, column = jnp.divmod(jnp.arange(grid[0] * grid[1]), grid[1])
 

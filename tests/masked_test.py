@@ -124,7 +124,7 @@ def test_ijepas_blocks_share_their_size_and_keep_enough():
     )
     assert len(set(targets.sum(axis=2).reshape(-1).tolist())) == 1
     assert context.sum(axis=1).min() > 6
-  with pytest.raises(ValueError, match="min_keep=20"):
+  with pytest.raises(errors.UserError, match="min_keep=20"):
     masks.multiblock_masking(keys, RNG, (8, 8), min_keep=20)
 
 
@@ -367,7 +367,13 @@ def test_encoders_that_do_not_fit_are_told():
   for make in (simmim.make, data2vec.make):
     with pytest.raises(errors.UserError, match="mask_token=True"):
       make(plain)
-  with pytest.raises(errors.UserError, match="pool='mean'"):
-    ijepa.make(plain, total_steps=1)
-  with pytest.raises(errors.UserError, match="pool='mean'"):
-    aim.make(plain)
+  for other in (plain, small_vit(pool="mean", registers=1)):
+    with pytest.raises(errors.UserError, match="pool='mean'"):
+      ijepa.make(other, total_steps=1)
+    with pytest.raises(errors.UserError, match="pool='mean'"):
+      aim.make(other)
+  relative = small_vit(pos="relative")
+  with pytest.raises(errors.UserError, match="takes some away"):
+    relative.init(
+      RNG, jnp.zeros((1, 8, 8, 1)), train=False, keep=jnp.zeros((1, 2), int)
+    )

@@ -31,8 +31,8 @@ def make(
   """Returns AIM around a ViT; batches carry `views` [b 1 h w c].
 
   Args:
-    encoder: a ViT without class token, as `models.vit` has it; the authors' has
-      no biases, and a norm of the patch embedding.
+    encoder: a ViT of patches alone, as `models.vit` has it; the authors' has no
+      biases, and a norm of the patch embedding.
     norm_pix: predict each patch normalised by its own mean and variance.
     head_dim: width of the head.
     head_depth: its number of blocks.
@@ -40,11 +40,14 @@ def make(
       norm, as the authors' probe has it.
 
   Raises:
-    UserError: the encoder has a class token, or fewer blocks than `top_k`.
+    UserError: the encoder has a class token or registers, or fewer blocks than
+      `top_k`.
   """
   patch = encoder.patch
-  if encoder.pool == "cls" or encoder.class_token:
-    raise errors.UserError("aim needs config.encoder.pool='mean'")
+  if encoder.pool == "cls" or encoder.class_token or encoder.registers:
+    raise errors.UserError(
+      "aim needs config.encoder.pool='mean', without registers"
+    )
   if not 0 < top_k <= encoder.depth:
     raise errors.UserError(
       f"method.top_k={top_k}: the encoder has {encoder.depth} blocks"

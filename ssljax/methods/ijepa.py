@@ -44,7 +44,7 @@ def make(
   """Returns I-JEPA around a ViT; batches carry `views` [b 1 h w c].
 
   Args:
-    encoder: a ViT without class token, as `models.vit` has it.
+    encoder: a ViT of patches alone, as `models.vit` has it.
     total_steps: of the run, for the schedule of `ema`.
     targets: number of blocks to predict.
     target_area: least and largest part of the image that one takes.
@@ -61,10 +61,12 @@ def make(
       line, or `step -> value`.
 
   Raises:
-    UserError: the encoder has a class token.
+    UserError: the encoder has a class token or registers.
   """
-  if encoder.pool == "cls" or encoder.class_token:
-    raise errors.UserError("ijepa needs config.encoder.pool='mean'")
+  if encoder.pool == "cls" or encoder.class_token or encoder.registers:
+    raise errors.UserError(
+      "ijepa needs config.encoder.pool='mean', without registers"
+    )
   schedule = ema
   if not callable(ema):
     schedule = schedules.schedule(

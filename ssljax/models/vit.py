@@ -151,7 +151,10 @@ class ViT(nn.Module):
     first = extra.shape[0]
     if self.pos == "relative":
       if keep is not None:
-        raise ValueError("pos='relative' takes no keep")
+        raise errors.UserError(
+          "encoder.pos='relative' needs all patches, of which the method takes "
+          "some away: give learned or sincos2d"
+        )
       grid = (x.shape[1] // self.patch, x.shape[2] // self.patch)
       logits = relative.Bias(grid, self.heads, first, name="relative")()
       attention_mask = relative.masked(logits, attention_mask)
