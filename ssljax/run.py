@@ -116,7 +116,15 @@ def make_method(config, **known) -> core.Method:
   make = _module("ssljax.methods", config.method.name).make
   names = inspect.signature(make).parameters
   known = {k: v for k, v in known.items() if k in names}
-  return _make("ssljax.methods", config.method, encoder, **known)
+  try:
+    return _make("ssljax.methods", config.method, encoder, **known)
+  except AttributeError as e:
+    if e.obj is not encoder:
+      raise
+    raise errors.UserError(
+      f"{config.method.name} needs an encoder with {e.name!r}, which "
+      f"{config.encoder.name} has not: give another config.encoder"
+    ) from e
 
 
 def make_tx(config, *, num_examples, steps_per_epoch, total_steps):

@@ -18,6 +18,7 @@ import pytest
 
 from ssljax import cli
 from ssljax import config as config_lib
+from ssljax import errors
 from ssljax import evaluate
 from ssljax import run as run_lib
 from ssljax import train
@@ -430,6 +431,14 @@ def test_wrong_configs_end_with_2_and_one_line(config, tmp_path, flags, words):
   line = _main(["train", f"--config={config}", f"--workdir={workdir}", *flags])
   assert re.search(words, line), line
   assert not (workdir / "checkpoints").exists()
+
+
+def test_an_encoder_that_the_method_cannot_use_is_told():
+  config = config_lib.base()
+  config.encoder = dict(name="resnet", variant="18")
+  config.method.name = "mae"
+  with pytest.raises(errors.UserError, match="mae needs .*'patch'.* resnet"):
+    run_lib.make_method(config)
 
 
 def _main(argv):
