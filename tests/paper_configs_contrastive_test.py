@@ -185,6 +185,7 @@ def test_wmse_configs_are_the_authors():
   assert count(state.params["encoder"]) == RESNET18
   assert count(state.params["projector"]) == mlp(512, 1024, 128, bias=False)
   assert config.batch_size == 512 and config.epochs == 240
+  assert config.augment.blur_p == 0.5
   epoch = steps / 240
   rates = [float(rate(round(e * epoch))) for e in (100, 189, 191, 214, 216)]
   np.testing.assert_allclose(rates, [2e-3, 2e-3, 4e-4, 4e-4, 8e-5], rtol=1e-5)
