@@ -349,6 +349,7 @@ def test_relative_positions_tell_patches_apart_and_want_their_grid():
 @pytest.mark.parametrize(
   "make, options, message",
   [
+    (make_ijepa, dict(predictor_heads=3), "3 heads do not divide"),
     (make_simmim, dict(unit=3), "multiple of the patch"),
     (make_simmim, dict(unit=8), "masks some and keeps some"),
     (make_data2vec, dict(top_k=2), "has 1 blocks"),

@@ -292,6 +292,11 @@ class Block(nn.Module):
     `attention_mask` is bool, or float32 that is added to the logits.
     """
     d = x.shape[-1]
+    if d % self.heads:  # of a predictor or decoder; `make` has told of a ViT's
+      raise errors.UserError(
+        f"{self.heads} heads do not divide a width of {d}: give others in "
+        "config.method"
+      )
 
     def branch(y, i):
       if self.layer_scale is not None:
