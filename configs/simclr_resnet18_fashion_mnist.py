@@ -48,5 +48,6 @@ def _fast(config):
   """Half the width and under an epoch: two minutes on two cores."""
   config.steps = 200
   config.encoder.width = 8
+  config.augment.strength = 0.5
   config.schedule = dict(name="cosine", warmup_steps=20)
   config.eval.last = False  # quickstart evaluates, with floors
