@@ -43,7 +43,7 @@ def base(modality: str = "image") -> config_dict.ConfigDict:
         split="train",
         data_dir=config_dict.placeholder(str),
         labels=False,  # whether batches of training have `label`
-        **_DATA[modality],
+        **_DATA[modality](),
       ),
       augment=dict(name="none"),
       encoder=dict(name=""),
@@ -65,15 +65,16 @@ def base(modality: str = "image") -> config_dict.ConfigDict:
   )
 
 
-# What `data` has for each modality; see `sources.make` and `texts.make`.
+# What `data` has for each modality; see `sources.make` and `texts.make`. Made
+# anew each time: configs that share a placeholder share its value.
 _DATA = {
-  "image": dict(
+  "image": lambda: dict(
     size=config_dict.placeholder(tuple),  # (height, width) on the host
     channels=config_dict.placeholder(int),
     memory_budget=2 << 30,  # bytes; a smaller set is decoded into memory
     max_corrupt=10,  # images that may be skipped before the run stops
   ),
-  "text": dict(
+  "text": lambda: dict(
     tokenizer="",  # bert, roberta, gpt, or a tokenizer.json
     vocab=config_dict.placeholder(int),  # of one that is trained
     rows="one",  # document a row; packed, joined, pairs

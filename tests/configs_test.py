@@ -354,3 +354,10 @@ def test_options_that_the_file_left_out_can_be_given():
   projector = run_lib.abstract_state(run).params["projector"]
   assert set(projector) >= {"dense0", "dense1", "dense2"}
   assert run.learning_rate(run.total_steps) == pytest.approx(0.01)
+
+
+def test_configs_share_no_value():
+  first, second = config_lib.base(), config_lib.base()
+  first.data.size = (8, 8)
+  assert second.data.size is None
+  assert config_lib.base().data.size is None

@@ -197,7 +197,8 @@ def test_commands_with_a_vit(tmp_path):
   file, workdir = str(tmp_path / "w.npz"), str(tmp_path / "run")
   encoder = vit.make(variant="Mu/2", pos="sincos2d")
   params, _, arrays = weights_of(encoder, "huggingface", file)
-  flags = [f"--weights={file}", VIT, "--layout=huggingface"]
+  kind = [VIT, "--config.encoder.pool=cls", "--layout=huggingface"]
+  flags = [f"--weights={file}", *kind]
   here = f"--workdir={workdir}"
   # `quick` has learned positions: they are taken for such.
   assert ssljax("import", *flags, here)["weights"] == len(arrays)
@@ -216,8 +217,7 @@ def test_commands_with_a_vit(tmp_path):
   line = ssljax(
     "import",
     f"--weights={out}",
-    VIT,
-    "--layout=huggingface",
+    *kind,
     f"--workdir={missing}",
     status=2,
   )

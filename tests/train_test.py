@@ -419,7 +419,7 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
     (["--config.encoder.variant=Mu/3"], "does not divide images of 8 x 8"),
     (["--config.encoder.variant=Giant/2"], "choose among|give SIZE/PATCH"),
     (["--config.method.name=simclrr"], "no module ssljax.methods.simclrr"),
-    (["--config.optimizer.name=adam"], "choose among sgd, adamw"),
+    (["--config.optimizer.name=adamax"], "choose among sgd, adam, adamw"),
     (["--config.accumulate=3"], "not a multiple of"),
     (["--config.monitor.examples=1"], "give 2 or more"),
     (["--config.mesh.data=64"], "devices"),
