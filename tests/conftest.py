@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
@@ -20,3 +22,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix="ssljax-test-")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+  """Frees what a module compiled: a thousand tests' programs fill the memory."""
+  yield
+  import jax
+
+  jax.clear_caches()

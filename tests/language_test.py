@@ -37,6 +37,7 @@ def small():
   return decoder, jax.tree.map(lambda x: 5 * x, params), prompt
 
 
+@pytest.mark.slow
 def test_the_cache_gives_what_the_whole_text_gives():
   decoder, params, prompt = small()
   drawn = language.sample(

@@ -251,6 +251,7 @@ def test_ijepa_predicts_from_the_context_alone(part, monkeypatch):
   assert np.abs(inside - before).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_aim_predicts_each_patch_from_those_before_and_the_prefix():
   method, batch = make_aim(norm_pix=False), batch_of(noise(1))
   params, state = method.init(RNG, batch)
@@ -317,6 +318,7 @@ def test_overlapping_patches_are_the_images():
   np.testing.assert_array_equal(patches[1, 2, 1], x[1, 4:8, 2:6])
 
 
+@pytest.mark.slow
 def test_layer_norm_keeps_images_apart():
   encoder = resnet.make(variant="18", width=4, stem="cifar", norm="layer")
   x = jnp.asarray(noise(3)[:, 0], jnp.float32)
