@@ -26,7 +26,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-  """Frees what a module compiled: a thousand tests' programs fill the memory."""
+  """Frees what a module compiled; a thousand tests would fill the memory."""
   yield
   import jax
 
