@@ -3,9 +3,7 @@
 facebookresearch/data2vec_vision `README.md`: batch 2048, 800 epochs, AdamW with
 the rate 2e-3. Theirs reaches 84.2 fine-tuned. Not yet reproduced.
 
-Their attention drops 5 percent of its weights, which ours cannot; and their
-weights start cut at one deviation, and the last layers of branches smaller the
-deeper they are.
+Their attention drops 5 percent of its weights, which ours cannot.
 """
 
 from ssljax import config as config_lib
@@ -35,7 +33,7 @@ def get_config(arg=None):
     mask_token=True,
     layer_scale=1e-4,
     drop_path=0.25,
-    weight_init="dino",
+    weight_init="beit",
   )
   config.method = dict(
     name="data2vec", masked=120, min_block=16, top_k=6, beta=2.0, ema=0.9998

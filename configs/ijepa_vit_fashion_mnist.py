@@ -30,7 +30,7 @@ def get_config(arg=None):
     heads=4,
     pos="sincos2d",
     pool="mean",
-    weight_init="dino",
+    weight_init="ijepa",
   )
   config.method = dict(
     name="ijepa",

@@ -4,9 +4,7 @@ facebookresearch/ijepa `configs/in1k_vith14_ep300.yaml`: batch 2048, 300 epochs,
 AdamW with the rate 1e-3 and a decay that rises from 0.04 to 0.4. Theirs reaches
 79.3 in a linear probe. Not yet reproduced.
 
-Their schedules count from one, their patch embedding starts smaller, and the
-last layers of branches, of the predictor as well, are smaller the deeper they
-are.
+Their schedules count from one.
 """
 
 from ssljax import config as config_lib
@@ -32,7 +30,7 @@ def get_config(arg=None):
     variant="H/14",
     pos="sincos2d",
     pool="mean",
-    weight_init="dino",
+    weight_init="ijepa",
   )
   config.method = dict(
     name="ijepa", predictor_dim=384, predictor_depth=12, ema=0.996

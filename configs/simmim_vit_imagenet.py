@@ -4,8 +4,7 @@ microsoft/SimMIM `configs/vit_base__800ep`: batch 2048, 800 epochs, AdamW with
 the rate 1e-4 for each 512 examples, a tenth of it from epoch 700 on. Theirs
 reaches 83.8 fine-tuned. Not yet reproduced.
 
-Their weights start cut at one deviation, and the last layers of branches
-smaller the deeper they are; keys have no bias there, which changes nothing.
+Keys have no bias there, which changes nothing.
 """
 
 from ssljax import config as config_lib
@@ -31,7 +30,7 @@ def get_config(arg=None):
     mask_token=True,
     layer_scale=0.1,
     drop_path=0.1,
-    weight_init="dino",
+    weight_init="beit",
   )
   config.method = dict(name="simmim", mask_ratio=0.6, unit=32)
   config.optimizer = dict(

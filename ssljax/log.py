@@ -43,9 +43,12 @@ class Log:
     # (what takes them, step, values on the device)
     self._pending = collections.deque()
     self._warned = set()  # kinds of collapse
+    self._collapses = {}  # {what is watched: why it has collapsed, or None}
+    self._peaks = {}  # of each spread
     self._rows = []  # fetched, not yet written
     self._path = os.path.join(workdir, "metrics.jsonl")
-    before = _drop_rows_after(self._path, start)
+    rows = _drop_rows_after(self._path, start)
+    before = {name: value for row in rows for name, value in row.items()}
     self._file = open(self._path, "a")
     self._tb = TensorBoard(os.path.join(workdir, "tb"), start + 1)
     self._bar = tqdm.tqdm(
@@ -65,9 +68,8 @@ class Log:
     names = "loss", "train_s", "step_s", self._rate, "knn"
     self.figures = {"steps": start} | {name: before.get(name) for name in names}
     self.figures["collapsed"] = None
-    if f"{_MONITOR}rankme" in before:
-      figures = {k.removeprefix(_MONITOR): v for k, v in before.items()}
-      self.figures["collapsed"] = monitors.collapse(figures, dim)
+    for row in rows:
+      self._judge(row)
 
   def add(self, step, metrics, index):
     """Takes the metrics of a step and its examples [b], on the device."""
@@ -75,7 +77,7 @@ class Log:
 
   def monitored(self, step, figures):
     """Takes what `monitors.measure` gave, on the device."""
-    self._later(self._judged, step, figures)
+    self._later(self._monitored, step, figures)
 
   def _later(self, take, step, values):
     self._pending.append((take, step, values))
@@ -118,14 +120,25 @@ class Log:
     if (step + 1) % self._run.config.log_every == 0:
       self._write()
 
-  def _judged(self, step, figures):
-    """Writes the monitors, and warns of a collapse, once of each kind."""
+  def _monitored(self, step, figures):
     self._emit({"step": step} | {_MONITOR + k: v for k, v in figures.items()})
-    reason = self.figures["collapsed"] = monitors.collapse(figures, self._dim)
-    kind = reason and reason.partition(":")[0]
-    if reason and kind not in self._warned:
-      self._warned.add(kind)
-      logging.warning("step %d: %s", step, reason)
+
+  def _judge(self, row):
+    """Notes what a row tells of a collapse; returns the reasons in it."""
+    found = {}
+    figures = {
+      k.removeprefix(_MONITOR): v for k, v in row.items() if _MONITOR in k
+    }
+    if figures:
+      found["embeddings"] = monitors.collapse(figures, self._dim)
+    for name, value in row.items():
+      if name.startswith("spread/"):
+        peak = self._peaks[name] = max(value, self._peaks.get(name, value))
+        found[name] = monitors.lost_spread(name, value, peak)
+    self._collapses |= found
+    reasons = filter(None, self._collapses.values())
+    self.figures["collapsed"] = next(reasons, None)
+    return filter(None, found.values())
 
   def _write(self):
     """Writes the mean of the steps since the last row."""
@@ -159,6 +172,12 @@ class Log:
     self._bar.set_postfix(shown, refresh=False)
 
   def _emit(self, row):
+    """Writes a row, and warns of a collapse, once of each kind."""
+    for reason in self._judge(row):
+      kind = reason.partition(":")[0]
+      if kind not in self._warned:
+        self._warned.add(kind)
+        logging.warning("step %d: %s", row["step"], reason)
     try:
       self._file.write(json.dumps(row) + "\n")
       self._file.flush()
@@ -209,14 +228,14 @@ class TensorBoard:
 def _drop_rows_after(path, step):
   """Forgets what was logged after the checkpoint that the run resumes from.
 
-  Returns the last value of each name in the rows that stay.
+  Returns the rows that stay.
   """
   if not os.path.exists(path):
-    return {}
+    return []
   with open(path) as f:
     # A line cut short by a kill has no end.
     rows = [json.loads(line) for line in f if line.endswith("\n")]
   rows = [row for row in rows if row["step"] <= step]
   with open(path, "w") as f:
     f.writelines(json.dumps(row) + "\n" for row in rows)
-  return {name: value for row in rows for name, value in row.items()}
+  return rows

@@ -313,6 +313,26 @@ def test_vit_scan_inits_blocks_apart():
   assert not np.allclose(kernel[0], kernel[1])
 
 
+def test_vit_by_depth_starts_as_the_authors():
+  """I-JEPA's and BEiT's `fix_init_weight`: the deeper, the smaller."""
+  options = dict(variant="Ti/4", depth=4, pos="sincos2d", pool="mean")
+  params = lambda name: start(
+    vit.make(weight_init=name, **options), images(side=8)
+  )
+  deviations = {"ijepa": 0.02, "beit": 0.02 * 0.5396}  # of a cut normal
+  for name, std in deviations.items():
+    p = params(name)
+    for i in range(4):
+      last = std / np.sqrt(2 * (i + 1))
+      want = dict(qkv=std, proj=last, fc1=std, fc2=last)
+      got = {k: np.std(p[f"block{i}"][k]["kernel"]) for k in want}
+      assert got == pytest.approx(want, rel=0.03)
+    assert np.std(p["patch_embed"]["kernel"]) == pytest.approx(std, rel=0.05)
+  assert np.abs(params("beit")["block0"]["qkv"]["kernel"]).max() <= 0.02
+  with pytest.raises(errors.UserError, match="encoder.scan=False"):
+    start(vit.make(weight_init="ijepa", scan=True, **options), images(side=8))
+
+
 def test_vit_positions_interpolate():
   module = vit.make(variant="Mu/2")
   variables = fill(module, images())

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ssljax import core
 from ssljax import losses
+from ssljax import monitors
 from ssljax import ops
 from ssljax import schedules
 from ssljax.models import heads
@@ -110,7 +111,11 @@ def make(
     cosine = losses.cosine(features["prediction1"], features["target2"])
     other = losses.cosine(features["prediction2"], features["target1"])
     loss = jnp.mean(4 - 2 * cosine - 2 * other)
-    return loss, (method_state, {"teacher_similarity": cosine.mean()})
+    metrics = {
+      "teacher_similarity": cosine.mean(),
+      "spread/projection": monitors.std_by_dimension(features["target1"]),
+    }
+    return loss, (method_state, metrics)
 
   def after_update(params, method_state, step):
     teacher = method_state["teacher"]

@@ -19,8 +19,8 @@ from ssljax import losses
 from ssljax import masks
 from ssljax import ops
 from ssljax.models import linen
-from ssljax.models import text
 from ssljax.models import vit
+from ssljax.models import vit_init
 
 
 def make(
@@ -57,7 +57,8 @@ def make(
       f"method.top_k={top_k}: the encoder has {encoder.depth} blocks"
     )
   schedule = ema if callable(ema) else lambda step: ema
-  head = vit.dense(encoder.dim, encoder.dtype, None, kernel_init=text.normal)
+  start = vit_init.get("beit").layer
+  head = vit.dense(encoder.dim, encoder.dtype, None, kernel_init=start)
   last = tuple(range(encoder.depth - top_k, encoder.depth))
 
   def init(rng, batch):

@@ -172,12 +172,19 @@ def mean_of_masked(loss, present):
 
 def entropies(targets):
   """For the log: the mean entropy of distributions [... k], and that of their
-  mean, in nats. Collapse is both at log(k), or the second at 0."""
+  mean, in nats.
+
+  Their difference is what the targets tell of the examples. Both collapses of
+  DINO's paper, section 5.3, make it 0: to one prototype (both entropies 0) and
+  to all of them (both log k).
+  """
   targets = targets.reshape(-1, targets.shape[-1])
   entropy = lambda p: -jax.scipy.special.xlogy(p, p).sum(axis=-1)
+  mean, usage = entropy(targets).mean(), entropy(targets.mean(axis=0))
   return {
-    "teacher_entropy": entropy(targets).mean(),
-    "usage_entropy": entropy(targets.mean(axis=0)),
+    "teacher_entropy": mean,
+    "usage_entropy": usage,
+    "spread/targets": usage - mean,
   }
 
 

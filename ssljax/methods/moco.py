@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ssljax import core
 from ssljax import losses
+from ssljax import monitors
 from ssljax import ops
 from ssljax.models import heads
 from ssljax.models import linen
@@ -121,6 +122,7 @@ def make(
       "contrast_accuracy": jnp.mean(positive > negatives.max(axis=1)),
       "positive_similarity": positive.mean(),
       "queue_similarity": negatives.mean(),
+      "spread/keys": monitors.std_by_dimension(key),
     }
     # After the logits: no key is its own negative.
     method_state = method_state | {

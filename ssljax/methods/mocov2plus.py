@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ssljax import core
 from ssljax import losses
+from ssljax import monitors
 from ssljax import ops
 from ssljax import schedules
 from ssljax.models import heads
@@ -113,6 +114,7 @@ def make(
       "contrast_accuracy": jnp.mean(positive > negatives.max(axis=1)),
       "positive_similarity": positive.mean(),
       "queue_similarity": negatives.mean(),
+      "spread/keys": monitors.std_by_dimension(k1),
     }
     new = [ops.enqueue(q, k, place) for q, k in zip(queues, (k1, k2))]
     method_state = method_state | {

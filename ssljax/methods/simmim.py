@@ -15,6 +15,7 @@ from ssljax import errors
 from ssljax import masks
 from ssljax import ops
 from ssljax.methods import masked_images
+from ssljax.models import heads
 from ssljax.models import linen
 from ssljax.models import vit
 
@@ -52,7 +53,8 @@ def make(
     return params, {}
 
   def head(x):
-    return vit.dense(patch * patch * x.shape[-1], encoder.dtype, None)
+    width = patch * patch * x.shape[-1]
+    return vit.dense(width, encoder.dtype, None, kernel_init=heads.TORCH)
 
   def encode(params, x, *, train, mask=None, key=None):
     return linen.apply(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ssljax import core
 from ssljax import losses
+from ssljax import monitors
 from ssljax import ops
 from ssljax.models import heads
 from ssljax.models import linen
@@ -99,10 +100,8 @@ def make(
     cosine = losses.cosine(features["prediction1"], features["target2"])
     other = losses.cosine(features["prediction2"], features["target1"])
     loss = -jnp.mean(cosine + other) / 2
-    # 1 where the projections are isotropic, 0 where they collapsed; figure 2 of
-    # the paper shows it over sqrt(d).
-    z = ops.l2_normalize(features["target1"])
-    spread = jnp.std(z, axis=0).mean() * jnp.sqrt(jnp.float32(out_dim))
-    return loss, (method_state, {"projection_std": spread})
+    # Figure 2 of the paper shows it over sqrt(d).
+    spread = monitors.std_by_dimension(features["target1"])
+    return loss, (method_state, {"spread/projection": spread})
 
   return core.Method(init, forward, objective, linen.embed(encoder))

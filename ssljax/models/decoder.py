@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ssljax.models import vit
+from ssljax.models import vit_init
 
 
 class Decoder(nn.Module):
@@ -41,7 +42,7 @@ class Decoder(nn.Module):
     """
     n = self.grid[0] * self.grid[1]
     embed = vit.dense(self.dim, self.dtype, "embed")
-    mask_token = self.param("mask_token", vit.normal, (1, self.dim))
+    mask_token = self.param("mask_token", vit_init.normal, (1, self.dim))
     # By a product with zeros and ones, whose gradient is one too, where that of
     # a gather scatters. What is masked meets no one.
     visible = jax.nn.one_hot(restore, tokens.shape[1], dtype=self.dtype)

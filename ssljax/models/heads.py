@@ -9,9 +9,9 @@ from ssljax import ops
 from ssljax.models import norm as norms
 from ssljax.models import text
 from ssljax.models import vit
+from ssljax.models import vit_init
 
-# As torch's `Linear` starts: uniform within 1 / sqrt(fan in).
-TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+TORCH = vit_init.TORCH
 
 
 class MLP(nn.Module):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ssljax.models import vit
+from ssljax.models import vit_init
 
 
 class Blocks(nn.Module):
@@ -42,11 +43,11 @@ class Blocks(nn.Module):
     """
     b, t, m = targets.shape
     layer = lambda width, name: vit.dense(
-      width, self.dtype, name, kernel_init=vit.normal
+      width, self.dtype, name, kernel_init=vit_init.normal
     )
     positions = jnp.asarray(vit.sincos2d(self.dim, *self.grid), self.dtype)
     x = layer(self.dim, "embed")(tokens.astype(self.dtype)) + positions[places]
-    token = self.param("mask_token", vit.normal, (1, self.dim))
+    token = self.param("mask_token", vit_init.normal, (1, self.dim))
     y = token.astype(x.dtype) + positions[targets]
     # Each target with the context, as an example of its own.
     join = lambda x, y: jnp.concatenate(
@@ -58,7 +59,8 @@ class Blocks(nn.Module):
         heads=self.heads,
         mlp_ratio=4.0,
         gelu="exact",
-        weight_init="dino",
+        weight_init="ijepa",
+        index=i,
         dtype=self.dtype,
         name=f"block{i}",
       )(x, None, allowed)

@@ -16,6 +16,7 @@ from ssljax import errors
 from ssljax.models import norm as norms
 
 _STAGES = {
+  "10": (1, 1, 1, 1),
   "18": (2, 2, 2, 2),
   "34": (3, 4, 6, 3),
   "50": (3, 4, 6, 3),
@@ -25,7 +26,7 @@ _BOTTLENECK = ("50", "101")
 
 
 def make(*, variant: str, **options) -> "ResNet":
-  """Returns the ResNet `variant`: 18, 34, 50 or 101.
+  """Returns the ResNet `variant`: 10, 18, 34, 50 or 101.
 
   Raises:
     UserError: another variant, or an option that is not a field.
@@ -46,7 +47,7 @@ class ResNet(nn.Module):
   is a mean of biased variances, as Flax has it; torch's are unbiased.
 
   Attributes:
-    variant: 18, 34, 50 or 101.
+    variant: 18, 34, 50 or 101, or 10, one block a stage, for quick runs.
     width: channels of the first stage; 64 is the paper's.
     stem: "imagenet" (7 x 7 of stride 2, max pool), "cifar" (3 x 3) or "small"
       (3 x 3 of stride 2, a quarter of the work of "cifar").

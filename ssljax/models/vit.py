@@ -2,9 +2,7 @@
 
 Pre-norm; parameter counts are timm's. The patch embedding is a product over the
 pixels of a patch, in raster order with channels last: torch's convolution
-[d c p p] transposed to [p p c d] and reshaped to [p*p*c d]. Weights start by
-Xavier's uniform rule, the patch embedding as a Linear, and tokens normal with
-deviation 0.02, as facebookresearch/mae `models_mae.py` has them.
+[d c p p] transposed to [p p c d] and reshaped to [p*p*c d].
 """
 
 import functools
@@ -17,6 +15,7 @@ import numpy as np
 from ssljax import errors
 from ssljax import ops
 from ssljax.models import relative
+from ssljax.models import vit_init
 
 # dim, depth, heads; Mu is for tests and `:quick`.
 _SIZES = {
@@ -89,12 +88,8 @@ class ViT(nn.Module):
     bias: of the dense layers in blocks; AIM has none.
     embed_norm: a norm between the patch embedding and positions, as AIM has.
     gelu: "exact" or "tanh".
-    weight_init: "mae", or "mocov3", where query, key and value start by
-      Xavier's rule each by itself and the class token close to zero
-      (facebookresearch/moco-v3 `vits.py`), or "dino", where blocks are normal
-      with deviation 0.02 and the mask token is zero (facebookresearch/dino,
-      `vision_transformer.py`), or "dinov2", where class token and registers are
-      close to zero as well.
+    weight_init: how weights start, a name of `vit_init.py`: "mae", "mocov3",
+      "dino", "dinov2", "ijepa" or "beit".
     scan: one compiled block for all; its parameters get an axis [depth] first.
     remat: forget activations inside blocks and compute them again.
     dtype: of the computation; norms and softmax are float32.
@@ -179,17 +174,15 @@ class ViT(nn.Module):
     if self.pool == "cls" and not wanted:
       raise errors.UserError("encoder.pool='cls' needs encoder.class_token")
     extra = [jnp.zeros((0, self.dim))]
+    init = vit_init.get(self.weight_init)
     if wanted:
-      small = self.weight_init in ("mocov3", "dinov2")
-      init = _almost_zero if small else normal
-      token = self.param("cls_token", init, (1, self.dim))
+      token = self.param("cls_token", init.class_token, (1, self.dim))
       if self.pos == "learned":  # as timm and the authors have it
-        token += self.param("cls_pos", normal, (1, self.dim))
+        token += self.param("cls_pos", init.positions, (1, self.dim))
       extra.append(token)
     if self.registers:
       shape = (self.registers, self.dim)
-      init = _almost_zero if self.weight_init == "dinov2" else normal
-      extra.append(self.param("registers", init, shape))
+      extra.append(self.param("registers", init.registers, shape))
     return jnp.concatenate(extra)
 
   def _patch_tokens(self, x, keep, mask):
@@ -208,14 +201,13 @@ class ViT(nn.Module):
       x = jnp.take_along_axis(x, keep[..., None], axis=1)
       positions = positions[keep]
       mask = mask if mask is None else jnp.take_along_axis(mask, keep, axis=1)
-    dino = self.weight_init in ("dino", "dinov2")
-    init = _TORCH if dino else nn.initializers.xavier_uniform()
-    x = dense(self.dim, self.dtype, "patch_embed", kernel_init=init)(x)
+    init = vit_init.get(self.weight_init)
+    x = dense(self.dim, self.dtype, "patch_embed", kernel_init=init.patch)(x)
     if self.embed_norm:
       x = norm("embed_norm")(x).astype(self.dtype)
     if self.mask_token:
-      init = nn.initializers.zeros if dino else normal
-      token = self.param("mask_token", init, (1, self.dim)).astype(x.dtype)
+      token = self.param("mask_token", init.mask_token, (1, self.dim))
+      token = token.astype(x.dtype)
       x = x if mask is None else jnp.where(mask[..., None], token, x)
     return x + positions.astype(x.dtype)
 
@@ -236,7 +228,8 @@ class ViT(nn.Module):
       size = self.img_size or (h * self.patch, w * self.patch)
       gh, gw = (size, size) if isinstance(size, int) else size
       shape = (gh // self.patch, gw // self.patch, self.dim)
-      table = self.param("pos_embed", normal, shape)
+      init = vit_init.get(self.weight_init).positions
+      table = self.param("pos_embed", init, shape)
     if table.shape[:2] != (h, w):
       table = jax.image.resize(table, (h, w, self.dim), "bicubic")
     return table.reshape(h * w, self.dim)
@@ -253,6 +246,11 @@ class ViT(nn.Module):
       bias=self.bias,
       dtype=self.dtype,
     )
+    if self.scan and vit_init.get(self.weight_init).by_depth:
+      raise errors.UserError(
+        f"weight_init={self.weight_init!r} differs between blocks: give "
+        "encoder.scan=False"
+      )
     if self.scan:
       body = lambda module, x, scale, mask: (
         (x := module(x, scale, mask)),
@@ -269,7 +267,7 @@ class ViT(nn.Module):
     streams = []
     for i in range(self.depth):
       scale = None if scales is None else scales[i]
-      x = block(**fields, name=f"block{i}")(x, scale, attention_mask)
+      x = block(**fields, index=i, name=f"block{i}")(x, scale, attention_mask)
       streams.append(x)
     return x, [streams[i] for i in layers]
 
@@ -282,6 +280,7 @@ class Block(nn.Module):
   gelu: str
   dtype: jnp.dtype
   weight_init: str = "mae"
+  index: int = 0  # of the block, for how it starts
   layer_scale: float | None = None
   bias: bool = True
 
@@ -307,28 +306,18 @@ class Block(nn.Module):
     layer = functools.partial(dense, dtype=self.dtype, bias=self.bias)
 
     y = norm("norm1")(x).astype(self.dtype)
-    # Xavier's rule for [d d] is LeCun's for what [d 3d] has as fan in.
-    xavier = nn.initializers.xavier_uniform()
-    inits = {  # of query, key and value, and of the others
-      "mae": (xavier, xavier),
-      "mocov3": (nn.initializers.lecun_uniform(), xavier),
-      "dino": (normal, normal),
-      "dinov2": (normal, normal),
-    }
-    if self.weight_init not in inits:
-      raise errors.UserError(
-        f"unknown weight_init {self.weight_init!r}: {', '.join(inits)}"
-      )
-    first, init = inits[self.weight_init]
-    y = layer(3 * d, name="qkv", kernel_init=first)(y)
+    init = vit_init.get(self.weight_init)
+    last = init.last(self.index)
+    y = layer(3 * d, name="qkv", kernel_init=init.qkv)(y)
     y, weights = _attention(y, self.heads, attention_mask)
     # For pictures: without mutable=["intermediates"] this is nothing.
     self.sow("intermediates", "attention", weights)
-    y = layer(d, name="proj", kernel_init=init)(y)
+    y = layer(d, name="proj", kernel_init=last)(y)
     x = x + branch(y, 0)
     y = norm("norm2")(x).astype(self.dtype)
-    y = layer(int(d * self.mlp_ratio), name="fc1", kernel_init=init)(y)
-    y = layer(d, name="fc2", kernel_init=init)(gelu(y, self.gelu))
+    hidden = int(d * self.mlp_ratio)
+    y = layer(hidden, name="fc1", kernel_init=init.layer)(y)
+    y = layer(d, name="fc2", kernel_init=last)(gelu(y, self.gelu))
     return x + branch(y, 1)
 
 
@@ -415,12 +404,6 @@ def dense(
 def norm(name, epsilon=1e-6):
   """LayerNorm in float32; timm's ViTs have this epsilon."""
   return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, name=name)
-
-
-normal = nn.initializers.normal(0.02)
-_almost_zero = nn.initializers.normal(1e-6)
-# As torch's layers start: uniform within 1 / sqrt(fan in).
-_TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def sincos2d(dim: int, h: int, w: int) -> np.ndarray:
