@@ -93,8 +93,50 @@ class Checkpoints:
       )
     return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
+  def restore_part(self, abstract: dict):
+    """Restores these parts of the latest state alone.
+
+    Args:
+      abstract: {"params": ..., ...}, of jax.ShapeDtypeStruct with shardings.
+
+    Raises:
+      UserError: there is no checkpoint, or it has other arrays.
+    """
+    if (step := self.latest_step()) is None:
+      raise errors.UserError(f"no checkpoint in {self._directory}")
+    path = os.path.join(self._directory, str(step), "default")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      there = checkpointer.metadata(path).item_metadata.tree
+      _refuse_others(path, _shapes(there), _shapes(abstract))
+      return checkpointer.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+          item=abstract,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+          partial_restore=True,
+        ),
+      )
+
   def close(self) -> None:
     self._manager.close()
+
+
+def _shapes(tree):
+  """{"params/encoder/...": shape} of arrays, concrete or not."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return {name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _refuse_others(path, there, here):
+  """Names the first array that the checkpoint at `path` has otherwise."""
+  for name, shape in here.items():
+    if there.get(name) != shape:
+      has = f"is {there[name]}" if name in there else "is not"
+      raise errors.UserError(
+        f"{path} does not fit: {name} {has} there and {shape} here: give the "
+        "encoder and the method of that run"
+      )
 
 
 def size(state) -> int:

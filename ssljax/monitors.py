@@ -20,12 +20,11 @@ _FIRST_RANK, _LAST_RANK = 11, 100
 _CONSTANT, _DIRECTIONS = 0.01, 4
 
 # The part of its peak below which a metric `spread/...` of a method is told to
-# be lost. In 200 steps on digits (`tests/collapse_test.py`) projections that
-# batch norm ends kept 0.94 to 0.97 where SimSiam and BYOL are sound, and 0.18 to
-# 0.46 without stop-gradient or predictor; MoCo's keys, which start around a
-# common direction, kept 0.34, and 0.02 to 0.06 with a temperature of 0.001 or
-# without momentum; DINO's targets kept 0.48, and less than 0.01 without centring
-# or sharpening.
+# be lost. In 200 steps on digits, `tests/collapse_test.py`: projections that
+# batch norm ends kept 0.94 to 0.97 where SimSiam and BYOL are sound, and 0.18
+# to 0.46 without stop-gradient or predictor; MoCo's keys, which start around a
+# common direction, 0.34, and 0.02 to 0.06 with a temperature of 0.001 or no
+# momentum; DINO's targets 0.48, and under 0.01 without centring or sharpening.
 _LOST = {"spread/projection": 0.5, "spread/keys": 0.1, "spread/targets": 0.1}
 
 

@@ -310,6 +310,6 @@ def _init_from(run, state_shape):
   other = checkpoint.Checkpoints(
     os.path.join(run.config.init_from, "checkpoints"), read_only=True
   )
-  old = other.restore(state_shape)
-  new = run_lib.init_state(run)
-  return new._replace(params=old.params, method_state=old.method_state)
+  parts = ("params", "method_state")
+  old = other.restore_part({name: getattr(state_shape, name) for name in parts})
+  return run_lib.init_state(run)._replace(**old)

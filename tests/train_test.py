@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -104,6 +105,28 @@ def test_figures_and_files_of_a_run(whole):
   rows = _rows(workdir)
   assert [row["step"] for row in rows] == list(range(2, 81, 2))
   assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_run_starts_from_another_with_an_optimizer_of_its_own(
+  config, whole, tmp_path
+):
+  flags = [
+    f"--config.init_from={whole[0]}",
+    "--config.steps=1",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.learning_rate=0.0",
+    "--config.mesh.data=1",
+  ]
+  train.train(config_lib.load(config, flags), str(tmp_path / "run"))
+  _, old = evaluate.restore(whole[0])
+  _, new = evaluate.restore(str(tmp_path / "run"))
+  jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
+  wider = config_lib.load(config, [*flags, "--config.encoder.dim=64"])
+  with pytest.raises(errors.UserError, match=r"is \(32,\) there and \(64,\) he"):
+    train.train(wider, str(tmp_path / "wider"))
+  nowhere = config_lib.load(config, [*flags, "--config.init_from=/nowhere"])
+  with pytest.raises(errors.UserError, match="no checkpoint in /nowhere"):
+    train.train(nowhere, str(tmp_path / "nowhere"))
 
 
 MONITORS = {
