@@ -1,6 +1,6 @@
 """Every method on Fashion-MNIST: `python -m benchmarks.league`.
 
-One encoder family, a ResNet-18 of width 16 whose stem halves the image (where a
+One encoder family, a ResNet-10 of width 16 whose stem halves the image (where a
 method needs patches: the ViT of its config), batches of 256, 1,170 updates,
 then kNN and a linear probe on frozen features, beside raw pixels, the random
 encoder and the supervised ceiling. What a config says of views, optimiser and
@@ -9,7 +9,7 @@ method stays.
 A row a run goes to `league.csv` beside this file, keyed by the hash of its
 config; what is there is not run again, and a run that was stopped goes on, so
 that the table can be made in parts. `--table` alone writes the README's table
-and `docs/league.png` from the rows that are there.
+and `docs/league.png` from the rows of configs that are as they were.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import time
 from ssljax import config as config_lib
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_RUNS = os.path.join(_ROOT, "runs", "league")
 _ROWS = os.path.join(_ROOT, "benchmarks", "league.csv")
 _README = os.path.join(_ROOT, "README.md")
 _PLOT = os.path.join(_ROOT, "docs", "league.png")
@@ -62,13 +63,15 @@ def configs():
 def flags(path, seed):
   given = [*_FLAGS, f"--config.seed={seed}"]
   if "resnet" in os.path.basename(path):
-    given.append("--config.encoder.stem=small")
+    given += ["--config.encoder.variant=10", "--config.encoder.stem=small"]
   return given
 
 
 def key_of(path, seed):
+  """A hash of what the config says other than the default."""
   config = config_lib.to_dict(config_lib.load(path, flags(path, seed)))
-  text = json.dumps(config, sort_keys=True)
+  base = config_lib.to_dict(config_lib.base())
+  text = json.dumps(config_lib.difference(base, config))
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -77,6 +80,17 @@ def rows():
     return []
   with open(_ROWS, newline="") as f:
     return list(csv.DictReader(f))
+
+
+def current():
+  """The rows of configs as they are now."""
+  known = configs()
+  return [
+    row
+    for row in rows()
+    if row["method"] in known
+    and row["key"] == key_of(known[row["method"]], int(row["seed"]))
+  ]
 
 
 def append(row):
@@ -100,14 +114,14 @@ def command(*args):
 
 def run(method, path, seed, key):
   """Trains and evaluates one method; returns its row."""
-  workdir = os.path.join(_ROOT, "runs", "league", f"{method}-{seed}-{key}")
+  workdir = os.path.join(_RUNS, f"{method}-{seed}-{key}")
   name = f"--workdir={workdir}"
   trained = command("train", f"--config={path}", name, *flags(path, seed))
   encoder = os.path.basename(path).split("_")[-3]
   floors = {}
   if encoder.startswith("resnet"):  # all the same one; ViTs differ in details
-    encoder += "-small"
-    floors = next((r for r in rows() if r["encoder"] == encoder), {})
+    encoder = "resnet10-small"
+    floors = next((r for r in current() if r["encoder"] == encoder), {})
   figures = {k: float(v) for k, v in floors.items() if k in _FLOORS}
   figures |= command(
     "evaluate", name, "--protocols=knn,linear", f"--floors={int(not floors)}"
@@ -164,7 +178,7 @@ def play(methods, minutes):
 
   play_all(wanted)
   if not methods:
-    play_all([(m, seed) for seed in (1, 2) for m in best(rows(), 5)])
+    play_all([(m, seed) for seed in (1, 2) for m in best(current(), 5)])
 
 
 def table(rows):
@@ -245,7 +259,7 @@ def main():
   args = parser.parse_args()
   if not args.table:
     play([m for m in args.methods.split(",") if m], args.minutes)
-  if there := rows():
+  if there := current():
     write(there)
 
 

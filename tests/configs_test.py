@@ -74,6 +74,33 @@ def test_quick_learns_with_one_compile(path):
   assert bool(frozen) == bool(expected)
 
 
+def of_images():
+  """The config of each method of images that was run here."""
+  found = {}
+  for path in CONFIGS:
+    config = config_lib.load(path, [])
+    if config.data.name == "fashion_mnist":
+      found.setdefault(config.method.name, path)
+  return [pytest.param(path, id=name) for name, path in found.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", of_images())
+def test_quick_is_finite_in_bfloat16_with_batches_of_two(path):
+  flags = ["mesh.data=1", "precision=bfloat16", "batch_size=2"]
+  config = config_lib.load(f"{path}:quick", [f"--config.{f}" for f in flags])
+  run = run_lib.build(config)
+  step, refresh = train.compile_step(run), run_lib.make_refresh(run)
+  state, rng = run_lib.init_state(run), jax.random.key(0)
+  state = refresh(state) if refresh else state
+  batches = train._batches(run, state, 0)
+  for _ in range(3):
+    state, metrics = step(state, next(batches), rng)
+    assert all(np.isfinite(value) for value in metrics.values())
+  for leaf in jax.tree.leaves(state):
+    assert np.isfinite(leaf).all()
+
+
 @pytest.mark.parametrize("path", one_a_method())
 def test_labels_are_in_a_batch_where_the_config_says_so(path):
   config = config_lib.load(f"{path}:quick", ["--config.mesh.data=1"])

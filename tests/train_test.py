@@ -122,7 +122,7 @@ def test_a_run_starts_from_another_with_an_optimizer_of_its_own(
   _, new = evaluate.restore(str(tmp_path / "run"))
   jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
   wider = config_lib.load(config, [*flags, "--config.encoder.dim=64"])
-  with pytest.raises(errors.UserError, match=r"is \(32,\) there and \(64,\) he"):
+  with pytest.raises(errors.UserError, match=r"is \(32,\) there and \(64"):
     train.train(wider, str(tmp_path / "wider"))
   nowhere = config_lib.load(config, [*flags, "--config.init_from=/nowhere"])
   with pytest.raises(errors.UserError, match="no checkpoint in /nowhere"):

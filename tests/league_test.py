@@ -1,0 +1,87 @@
+"""The league's bookkeeping: what is there is not run again, nor what changed
+shown."""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from benchmarks import league
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path):
+  """The commands that the league ran, in place of which figures are made."""
+  commands = []
+  readme = tmp_path / "README.md"
+  readme.write_text("before\n<!-- league -->\nold\n<!-- /league -->\nafter\n")
+  monkeypatch.setattr(league, "_RUNS", str(tmp_path))
+  monkeypatch.setattr(league, "_ROWS", str(tmp_path / "league.csv"))
+  monkeypatch.setattr(league, "_README", str(readme))
+  monkeypatch.setattr(league, "_PLOT", str(tmp_path / "league.png"))
+
+  def command(name, *flags):
+    commands.append((name, flags))
+    (workdir,) = [f[10:] for f in flags if f.startswith("--workdir=")]
+    if name == "train":
+      workdir = pathlib.Path(workdir)
+      workdir.mkdir()
+      rows = [{"step": 234, "knn": 0.7}, {"step": 240, "loss": 1.0}]
+      text = "\n".join(map(json.dumps, rows))
+      (workdir / "metrics.jsonl").write_text(text)
+      (workdir / "environment.json").write_text('{"jax": "1", "cpus": 2}')
+      return {"steps": 1170, "step_s": 0.25, "collapsed": None}
+    figures = {"knn": 0.8 + 0.001 * len(commands), "linear": 0.85}
+    if "--floors=1" in flags:
+      names = ("random_knn", "random_linear", "raw_knn", "raw_linear")
+      figures |= dict.fromkeys(names, 0.5)
+    return figures
+
+  monkeypatch.setattr(league, "command", command)
+  return commands
+
+
+def test_rows_are_run_once_and_shown(ran):
+  league.play(["simclr", "byol", "mae"], minutes=1)
+  assert [name for name, _ in ran] == 3 * ["train", "evaluate"]
+  floors = [flags[-1] for name, flags in ran if name == "evaluate"]
+  # One random ResNet for all, and one of the ViT.
+  assert floors == ["--floors=1", "--floors=0", "--floors=1"]
+  league.play(["simclr", "byol", "mae"], minutes=1)
+  assert len(ran) == 6
+  rows = league.current()
+  assert [row["method"] for row in rows] == ["simclr", "byol", "mae"]
+  assert [row["encoder"] for row in rows] == 2 * ["resnet10-small"] + ["vit"]
+  assert rows[1]["random_knn"] == "0.5" and rows[0]["curve"] == "234:0.7000"
+  league.write(rows)
+  text = pathlib.Path(league._README).read_text()
+  assert text.startswith("before\n") and text.endswith("after\n")
+  assert "old" not in text
+  assert "| byol | resnet10-small | 1 | .8040 | .8500 | .25 |" in text
+  assert os.path.getsize(league._PLOT) > 1000
+
+
+def test_rows_of_other_configs_are_not_shown(ran, monkeypatch):
+  league.play(["simclr", "byol"], minutes=1)
+  monkeypatch.setattr(league, "_FLAGS", (*league._FLAGS, "--config.epochs=9.0"))
+  assert league.current() == []
+
+
+def test_a_default_that_is_new_changes_no_key(monkeypatch):
+  path = league.configs()["simclr"]
+  before = league.key_of(path, 0)
+  assert before != league.key_of(path, 1)
+  real = league.config_lib.to_dict
+  monkeypatch.setattr(
+    league.config_lib, "to_dict", lambda config: real(config) | {"more": 1}
+  )
+  assert league.key_of(path, 0) == before
+
+
+def test_an_unknown_method_and_the_time(ran):
+  with pytest.raises(SystemExit, match="no config for 'simclear'"):
+    league.play(["simclear"], minutes=1)
+  with pytest.raises(SystemExit, match="the time is up"):
+    league.play(["simclr"], minutes=-1)
+  assert not ran
