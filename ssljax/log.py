@@ -127,7 +127,9 @@ class Log:
     """Notes what a row tells of a collapse; returns the reasons in it."""
     found = {}
     figures = {
-      k.removeprefix(_MONITOR): v for k, v in row.items() if _MONITOR in k
+      k.removeprefix(_MONITOR): v
+      for k, v in row.items()
+      if k.startswith(_MONITOR)
     }
     if figures:
       found["embeddings"] = monitors.collapse(figures, self._dim)

@@ -54,7 +54,7 @@ CASES = {
   "ibot": (SOUND, []),
   "dinov2": (SOUND, []),
 }
-QUICK = ("simsiam", "simsiam without predictor")
+QUICK = ("simsiam without predictor",)
 
 
 @pytest.mark.parametrize(

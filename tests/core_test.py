@@ -146,7 +146,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+def rare(names, *slow):
+  """Of the names, those that others stand for are slow tests."""
+  mark = lambda name: [pytest.mark.slow] if name in slow else []
+  return [pytest.param(name, marks=mark(name)) for name in names]
+
+
+@pytest.mark.parametrize("way", rare(WAYS, "jit2"))
 @pytest.mark.parametrize("name", METHODS)
 def test_any_spread_gives_the_same_steps(name, way):
   wrap, axis_name, accumulate = WAYS[way]
@@ -297,7 +303,9 @@ HEADS_WITH_NORM = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS_WITH_NORM)
+@pytest.mark.parametrize(
+  "name", rare(HEADS_WITH_NORM, "barlow_twins", "vicreg", "wmse", "lejepa")
+)
 def test_heads_with_batch_norm_see_the_global_batch_everywhere(name):
   make = lambda axis_name: HEADS_WITH_NORM[name](
     toys.Layer(axis_name=axis_name)
