@@ -47,7 +47,7 @@ def get_config(arg=None):
     bottleneck_dim=128,
     patch_bottleneck_dim=128,
     warmup_teacher_epochs=2,
-    ema=0.99,
+    ema=0.996,
   )
   config.optimizer = dict(
     name="adamw",
@@ -67,5 +67,6 @@ def get_config(arg=None):
     hidden_dim=64,
     bottleneck_dim=32,
     patch_bottleneck_dim=32,
+    ema=0.999,  # with a quicker teacher all targets are soon uniform
   )
   return config_lib.finish(config, arg, quick=quick)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssljax import errors
 from ssljax.models import norm
 
 X = np.random.default_rng(0).normal(3.0, 2.0, (12, 5, 4, 8)).astype(np.float32)
@@ -73,7 +74,7 @@ def test_groups_are_batches_of_their_own(strided):
 def test_groups_that_do_not_divide_are_refused():
   one = norm.BatchNorm(train=True)
   variables = one.init(jax.random.key(0), X)
-  with pytest.raises(ValueError, match="5 groups do not divide 12"):
+  with pytest.raises(errors.UserError, match="=5 does not divide"):
     apply(norm.BatchNorm(train=True, groups=5), variables, X)
 
 

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssljax import errors
+
 
 class BatchNorm(nn.Module):
   """Batch norm over all axes but the last, [b ... c] -> [b ... c] in `dtype`.
@@ -42,7 +44,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """Raises ValueError where the groups do not divide the global batch."""
+    """Raises UserError where the groups do not divide the global batch."""
     c = x.shape[-1]
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
     running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
@@ -92,7 +94,10 @@ class BatchNorm(nn.Module):
       first = jax.lax.axis_index(axis_name) * b
       n = jax.lax.axis_size(axis_name) * b
     if n % self.groups:
-      raise ValueError(f"{self.groups} groups do not divide {n} examples")
+      raise errors.UserError(
+        f"bn_groups={self.groups} does not divide a batch of {n}: give another "
+        "config.batch_size or bn_groups"
+      )
     place = first + jnp.arange(b)
     group = place % self.groups if self.strided else place // (n // self.groups)
     return jax.nn.one_hot(group, self.groups, dtype=jnp.float32)
