@@ -1,5 +1,10 @@
-"""Checkpoints by Orbax: saved beside the compute, restored to the bit."""
+"""Checkpoints by Orbax: saved beside the compute, restored to the bit.
 
+Orbax itself restores what a disk has changed. Here a step counts as saved once
+it is wholly on the disk, was read back, and its digests lie beside it.
+"""
+
+import concurrent.futures
 import hashlib
 import os
 import shutil
@@ -7,8 +12,10 @@ import shutil
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
+from ssljax import digests
 from ssljax import errors
 
 
@@ -16,8 +23,19 @@ class Checkpoints:
   """The checkpoints of a run: the last `keep` and the best by kNN."""
 
   def __init__(self, directory: str, *, keep: int = 3, read_only: bool = False):
-    """Opens them; `read_only` leaves alone what a run under way is writing."""
+    """Opens them; `read_only` leaves alone what a run under way is writing.
+
+    Else what is not whole is set aside first, down to the newest step that is.
+
+    Raises:
+      SafeStop: there were whole checkpoints, and all are damaged.
+    """
     self._directory = os.path.abspath(directory)
+    self._read_only = read_only
+    self._saved = None  # the future of the save under way
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    if not read_only:
+      _set_aside(self._directory)
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -36,11 +54,21 @@ class Checkpoints:
       ),
     )
 
-  def latest_step(self) -> int | None:
-    return self._manager.latest_step()
+  def latest_step(self, before: int | None = None) -> int | None:
+    """The newest step, or the newest before another; None is none."""
+    if not self._read_only:  # what is damaged was set aside
+      steps = sorted(self._manager.all_steps(), reverse=True)
+      whole = lambda step: True
+    else:
+      steps = _steps(self._directory)
+      whole = lambda step: digests.wrong_file(self._folder(step)) is None
+    older = (s for s in steps if before is None or s < before)
+    return next(filter(whole, older), None)
 
   def save(self, step: int, state, *, knn: float | None = None) -> None:
     """Starts to save; the arrays may be donated as soon as this returns.
+
+    The host holds the state twice until the save is done.
 
     Raises:
       SafeStop: this save or the one before could not be written; what was
@@ -49,6 +77,10 @@ class Checkpoints:
     self.wait()
     if step == self.latest_step():
       return
+    parts = digests.copies(state)
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
+    )
     try:
       self._manager.save(
         step,
@@ -58,22 +90,47 @@ class Checkpoints:
       )
     except (OSError, ValueError) as e:
       self._failed(e)
+    self._saved = self._thread.submit(self._verify, step, parts, shapes)
+
+  def _verify(self, step, parts, shapes):
+    """Once Orbax is done: reads the arrays back, and writes the digests."""
+    arrays = digests.of_arrays(parts)
+    del parts
+    self._manager.wait_until_finished()
+    if jax.process_count() == 1:  # else a process would read all of all others
+      there = _read_arrays(os.path.join(self._folder(step), "default"), shapes)
+      if wrong := digests.wrong_array(there, arrays):
+        raise OSError(f"{wrong} of step {step} reads otherwise than written")
+    digests.write(self._folder(step), arrays)
+
+  def check(self) -> None:
+    """Raises SafeStop as `save` does, if its save has failed by now."""
+    if self._saved is not None and self._saved.done():
+      self.wait()
 
   def wait(self) -> None:
     """Waits for the save under way. Raises SafeStop as `save` does."""
+    saved, self._saved = self._saved, None
+    if saved is None:
+      return
     try:
-      self._manager.wait_until_finished()
+      saved.result()
     except Exception as e:  # Orbax raises what its threads met, of any kind.
       self._failed(e)
 
   def _failed(self, error):
-    steps = sorted(self._manager.all_steps(read=True))
-    kept = f"step {steps[-1]}" if steps else "none"
+    whole = (
+      s for s in _steps(self._directory) if digests.exist(self._folder(s))
+    )
+    kept = next((f"step {step}" for step in whole), "none")
     reason = str(error).splitlines()[0][:200]
     raise errors.SafeStop(
       f"a checkpoint could not be written ({reason}); the last good one, "
       f"{kept}, is kept: make room and start again in the same workdir"
     ) from error
+
+  def _folder(self, step):
+    return os.path.join(self._directory, str(step))
 
   def restore(self, abstract, step: int | None = None):
     """Restores the latest state, or that of `step`.
@@ -83,7 +140,7 @@ class Checkpoints:
       step: of the checkpoint; None is the latest.
 
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no such checkpoint, or it is damaged.
     """
     step = self.latest_step() if step is None else step
     if step not in self._manager.all_steps():
@@ -91,7 +148,17 @@ class Checkpoints:
       raise errors.UserError(
         f"no checkpoint of step {step} in {self._directory}: there is {have}"
       )
-    return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    folder = self._folder(step)
+    wrong = digests.wrong_file(folder)
+    if wrong is None:
+      args = ocp.args.StandardRestore(abstract)
+      state = self._manager.restore(step, args=args)
+      wrong = digests.wrong_array(state, digests.read(folder))
+      if wrong is None:
+        return state
+    raise errors.UserError(
+      f"the checkpoint {folder} is damaged ({wrong}): give another --step"
+    )
 
   def restore_part(self, abstract: dict):
     """Restores these parts of the latest state alone.
@@ -104,7 +171,7 @@ class Checkpoints:
     """
     if (step := self.latest_step()) is None:
       raise errors.UserError(f"no checkpoint in {self._directory}")
-    path = os.path.join(self._directory, str(step), "default")
+    path = os.path.join(self._folder(step), "default")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       there = checkpointer.metadata(path).item_metadata.tree
       _refuse_others(path, _shapes(there), _shapes(abstract))
@@ -118,7 +185,53 @@ class Checkpoints:
       )
 
   def close(self) -> None:
+    self._thread.shutdown()
     self._manager.close()
+
+
+def _steps(directory):
+  """The steps that have a folder, whole or not; the newest first."""
+  names = os.listdir(directory) if os.path.isdir(directory) else ()
+  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _set_aside(directory):
+  """Renames what is not whole, down to the newest step that is."""
+  found = []
+  for step in _steps(directory):
+    folder = os.path.join(directory, str(step))
+    if not digests.exist(folder):  # never saved: the process died before
+      found.append((step, "unfinished", "no digests"))
+    elif wrong := digests.wrong_file(folder):
+      found.append((step, "damaged", wrong))
+    else:
+      break
+  else:
+    damaged = [str(step) for step, kind, _ in found if kind == "damaged"]
+    if damaged:
+      raise errors.SafeStop(
+        f"all checkpoints in {directory} are damaged, of steps "
+        f"{', '.join(damaged)}: give another --workdir to start anew"
+      )
+  for step, kind, wrong in found:
+    aside = os.path.join(directory, f"{kind}-{step}")
+    shutil.rmtree(aside, ignore_errors=True)  # an earlier one of this step
+    os.rename(os.path.join(directory, str(step)), aside)
+    logging.warning(
+      "step %d is %s (%s): set aside as %s", step, kind, wrong, aside
+    )
+
+
+def _read_arrays(path, shapes):
+  """The arrays of a checkpoint, on the host."""
+  plain = ocp.RestoreArgs(restore_type=np.ndarray)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    return checkpointer.restore(
+      path,
+      args=ocp.args.PyTreeRestore(
+        item=shapes, restore_args=jax.tree.map(lambda _: plain, shapes)
+      ),
+    )
 
 
 def _shapes(tree):

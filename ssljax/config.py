@@ -34,6 +34,9 @@ def base(modality: str = "image") -> config_dict.ConfigDict:
       precision="float32",  # of the computation; parameters are float32
       accumulate=1,  # microbatches a step; the update is that of the whole
       statistics_per_microbatch=False,  # lets batch norm see a microbatch
+      nonfinite="stop",  # or "skip" an update whose loss is not finite
+      # Seconds without a step, after which all stacks are told.
+      watchdog_s=config_dict.placeholder(float),
       log_every=10,  # steps
       mesh=dict(data=-1),  # devices; -1 is all of them
       init_from=config_dict.placeholder(str),  # the workdir of another run

@@ -112,6 +112,7 @@ def make_train_step(
   axis_name: str | tuple[str, ...] | None = None,
   accumulate: int = 1,
   statistics_per_microbatch: bool = False,
+  skip_nonfinite: bool = False,
 ) -> Callable:
   """Returns `step(state, batch, rng) -> (state, metrics)`, not yet jitted.
 
@@ -129,6 +130,8 @@ def make_train_step(
       norm needs the same axis in the encoder. None under `jit`, on any mesh.
     accumulate: the number of microbatches, run one after the other.
     statistics_per_microbatch: allow batch norm to see a microbatch at a time.
+    skip_nonfinite: where the loss or the gradient's norm is not finite, leave
+      all but the number of the step as it was.
 
   The step raises ValueError where `accumulate` does not divide the batch, and
   UserError where it meets batch norm without `statistics_per_microbatch`.
@@ -173,7 +176,12 @@ def make_train_step(
     params = optax.apply_updates(params, updates)
     params, method_state = method.after_update(params, method_state, step)
     metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)} | metrics
-    return TrainState(step + 1, params, method_state, opt_state), metrics
+    new = TrainState(step + 1, params, method_state, opt_state)
+    if skip_nonfinite:
+      finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+      keep = lambda x, old: jnp.where(finite, x, old)
+      new = jax.tree.map(keep, new, state._replace(step=new.step))
+    return new, metrics
 
   return train_step
 

@@ -22,6 +22,7 @@ from ssljax import monitors
 # only hold batches in memory.
 _IN_FLIGHT = 2
 _MONITOR = "monitor/"  # before the names of what `monitors.measure` gives
+_SPENT = "seconds/"  # before the kinds of `clock`
 
 
 class Log:
@@ -30,6 +31,7 @@ class Log:
   Args:
     run: whose metrics they are.
     workdir: the folder of the run.
+    clock: of this process.
     start: the step that the run starts from; what was logged after is dropped.
     dim: of what is monitored, for `monitors.collapse`; None where nothing is.
 
@@ -37,8 +39,9 @@ class Log:
     figures: of the run so far, as the command prints them.
   """
 
-  def __init__(self, run, workdir, start, dim):
+  def __init__(self, run, workdir, clock, start, dim):
     self._run = run
+    self._clock = clock
     self._dim = dim
     # (what takes them, step, values on the device)
     self._pending = collections.deque()
@@ -47,7 +50,10 @@ class Log:
     self._peaks = {}  # of each spread
     self._rows = []  # fetched, not yet written
     self._path = os.path.join(workdir, "metrics.jsonl")
-    rows = _drop_rows_after(self._path, start)
+    rows, dropped = _drop_rows_after(self._path, start)
+    self._spent_before = _spent(rows)  # by earlier processes
+    lost = sum(_spent(dropped).values()) - sum(self._spent_before.values())
+    clock.lose(max(0.0, lost))
     before = {name: value for row in rows for name, value in row.items()}
     self._file = open(self._path, "a")
     self._tb = TensorBoard(os.path.join(workdir, "tb"), start + 1)
@@ -67,7 +73,7 @@ class Log:
     self._rate = f"{run.source.unit}_per_s"
     names = "loss", "train_s", "step_s", self._rate, "knn"
     self.figures = {"steps": start} | {name: before.get(name) for name in names}
-    self.figures["collapsed"] = None
+    self.figures |= {"collapsed": None, "skipped": 0, "goodput": None}
     for row in rows:
       self._judge(row)
 
@@ -113,11 +119,12 @@ class Log:
     self._ends = time.perf_counter()
     self._first = self._first or self._ends
     self._count += 1
-    if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-      self._stop(step, metrics, index)
-    self._rows.append((step + 1, metrics))
+    if np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+      self._rows.append((step, metrics))
+    else:
+      self._not_finite(step, metrics, index)
     self._bar.update()
-    if (step + 1) % self._run.config.log_every == 0:
+    if step % self._run.config.log_every == 0:
       self._write()
 
   def _monitored(self, step, figures):
@@ -131,6 +138,7 @@ class Log:
       for k, v in row.items()
       if k.startswith(_MONITOR)
     }
+    self.figures["skipped"] += row.get("skipped", 0)
     if figures:
       found["embeddings"] = monitors.collapse(figures, self._dim)
     for name, value in row.items():
@@ -164,6 +172,10 @@ class Log:
     row["learning_rate"] = float(self._run.learning_rate(step - 1))
     for name in ("train_s", "step_s", self._rate):
       row[name] = self.figures[name]
+    now, before = self._clock.read(), self._spent_before
+    spent = {k: s + before.get(k, 0.0) for k, s in now.items()}
+    row |= {f"{_SPENT}{k}": round(s, 3) for k, s in spent.items()}
+    self.figures["goodput"] = round(spent["step"] / sum(spent.values()), 4)
     self._emit({"step": step} | row)
     shown = {
       "loss": f"{row['loss']:.4f}",
@@ -190,13 +202,20 @@ class Log:
         "are kept: make room and start again in the same workdir"
       ) from e
 
-  def _stop(self, step, metrics, index):
-    self._write()
-    raise errors.SafeStop(
+  def _not_finite(self, step, metrics, index):
+    """Stops the run, or notes that the update was left out."""
+    what = (
       f"step {step}: loss {metrics['loss']}, gradient norm "
       f"{metrics['grad_norm']}, not finite; the batch's indices are "
-      f"{np.asarray(index).tolist()}; the last checkpoint is from before and "
-      "is kept"
+      f"{np.asarray(index).tolist()}"
+    )
+    self._write()
+    if self._run.config.nonfinite == "skip":
+      logging.warning("%s; the update was left out", what)
+      self._emit({"step": step, "skipped": 1})
+      return
+    raise errors.SafeStop(
+      f"{what}; the last checkpoint is from before and is kept"
     )
 
 
@@ -230,14 +249,22 @@ class TensorBoard:
 def _drop_rows_after(path, step):
   """Forgets what was logged after the checkpoint that the run resumes from.
 
-  Returns the rows that stay.
+  Returns the rows that stay, and those that do not.
   """
   if not os.path.exists(path):
-    return []
+    return [], []
   with open(path) as f:
     # A line cut short by a kill has no end.
     rows = [json.loads(line) for line in f if line.endswith("\n")]
-  rows = [row for row in rows if row["step"] <= step]
+  kept = [row for row in rows if row["step"] <= step]
   with open(path, "w") as f:
-    f.writelines(json.dumps(row) + "\n" for row in rows)
-  return rows
+    f.writelines(json.dumps(row) + "\n" for row in kept)
+  return kept, [row for row in rows if row["step"] > step]
+
+
+def _spent(rows):
+  """Seconds by kind at the last of the rows that has them."""
+  for row in reversed(rows):
+    if found := {k: v for k, v in row.items() if k.startswith(_SPENT)}:
+      return {k.removeprefix(_SPENT): v for k, v in found.items()}
+  return {}

@@ -65,6 +65,10 @@ def build(config) -> Run:
   Raises:
     UserError: a name, value or shape is wrong.
   """
+  if config.nonfinite not in ("stop", "skip"):
+    raise errors.UserError(
+      f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
+    )
   mesh = sharding.make_mesh(**config.mesh)
   check_batch(config, mesh)
   source = open_source(config, config.data.split)

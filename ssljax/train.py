@@ -1,10 +1,13 @@
 """The loop: batches in, checkpoints and metrics out, exact to resume."""
 
+import contextlib
 import json
 import os
 import platform
 import signal
 import subprocess
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from absl import logging
 
 import ssljax
 from ssljax import checkpoint
+from ssljax import clock as clock_lib
 from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
@@ -41,6 +45,7 @@ def train(config, workdir: str) -> dict:
       last good checkpoint is kept.
     SystemExit: with 143, after SIGTERM, with everything saved.
   """
+  clock = clock_lib.Clock(config.watchdog_s)
   _refuse_another_config(config, workdir)
   run = run_lib.build(config)
   _refuse_other_files(run, workdir)
@@ -56,17 +61,16 @@ def train(config, workdir: str) -> dict:
   resumed_from = checkpoints.latest_step()
   if resumed_from is not None:
     state = checkpoints.restore(state_shape)
-  elif config.init_from:
-    state = _init_from(run, state_shape)
   else:
-    state = run_lib.init_state(run)
+    state = first_state(run)
   step_fn = compile_step(run)
   log = log_lib.Log(
-    run, workdir, start=resumed_from or 0, dim=monitor and monitor.dim
+    run, workdir, clock, start=resumed_from or 0, dim=monitor and monitor.dim
   )
   try:
-    state = _loop(run, state, step_fn, log, checkpoints, sets, monitor)
+    state = _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor)
   finally:
+    clock.stop()
     log.close()
   return log.figures | {
     "compiles": step_fn._cache_size(),  # pylint: disable=protected-access
@@ -85,6 +89,7 @@ def compile_step(run: run_lib.Run):
     augment=run.augment,
     accumulate=run.config.accumulate,
     statistics_per_microbatch=run.config.statistics_per_microbatch,
+    skip_nonfinite=run.config.nonfinite == "skip",
   )
   return jax.jit(
     step,
@@ -151,28 +156,22 @@ class _Monitor:
     return self._figures(state, self._batch)
 
 
-def _loop(run, state, step_fn, log, checkpoints, sets, monitor):
+def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
   """Returns the state after the last step."""
   config = run.config
-  start, stop = int(state.step), run.total_steps
-  rng = jax.random.key(config.seed)
-  refresh = run_lib.make_refresh(run)
-  batches = None
+  stop = run.total_steps
   eval_every = config.eval.every_epochs
   eval_every = eval_every and max(1, round(eval_every * run.steps_per_epoch))
-  if monitor and start < stop:
-    monitor.compile(state)
+  if monitor and int(state.step) < stop:
+    with clock.of("compile"):
+      monitor.compile(state)
+  clock.switch("step")
   with _Terminated() as terminated:
-    for step in range(start, stop):
-      if refresh and step % run.steps_per_epoch == 0:
-        # What was saved at this step is from before: resuming refreshes too.
-        state, batches = refresh(state), None
-      batches = batches or _batches(run, state, step)
-      batch = next(batches)
-      state, metrics = step_fn(state, batch, rng)
-      log.add(step, metrics, batch["index"])
-      del batch  # its memory is the next one's
-      done = step + 1
+    for update in updates(run, state, step_fn, clock=clock):
+      done, state = update.step, update.state
+      log.add(done, update.metrics, update.batch["index"])
+      del update  # the memory of its batch is the next one's
+      checkpoints.check()
       last = done == stop
       if monitor and (last or done % config.monitor.every_steps == 0):
         log.monitored(done, monitor(state))
@@ -186,10 +185,12 @@ def _loop(run, state, step_fn, log, checkpoints, sets, monitor):
         log.flush()  # waits, so that nothing that is not finite is saved
       knn = None
       if evaluates and not stops:
-        knn = evaluate.knn(run, state, sets)
+        with clock.of("evaluate"):
+          knn = evaluate.knn(run, state, sets)
         log.evaluated(done, knn)
       if evaluates or saves:
-        checkpoints.save(done, state, knn=knn)
+        with clock.of("save"):
+          checkpoints.save(done, state, knn=knn)
       if stops:
         checkpoints.wait()
         logging.warning("SIGTERM: saved step %d", done)
@@ -197,6 +198,55 @@ def _loop(run, state, step_fn, log, checkpoints, sets, monitor):
   checkpoints.wait()
   checkpoints.close()
   return state
+
+
+class Update(NamedTuple):
+  """What `updates` yields.
+
+  Attributes:
+    step: of the update, counted from 1, as in metrics.jsonl.
+    state: after it.
+    metrics: on the device.
+    batch: that it saw, as `run.abstract_batch`.
+  """
+
+  step: int
+  state: core.TrainState
+  metrics: dict
+  batch: dict
+
+
+def updates(
+  run,
+  state,
+  step_fn,
+  *,
+  stop: int | None = None,
+  clock: clock_lib.Clock | None = None,
+) -> Iterator[Update]:
+  """The updates after `state` up to that of step `stop`, or to the run's end.
+
+  The state is given up, and so is each that was yielded before.
+  """
+  of = clock.of if clock else lambda kind: contextlib.nullcontext()
+  rng = jax.random.key(run.config.seed)
+  refresh = run_lib.make_refresh(run)
+  batches, compiled = None, False
+  for step in range(int(state.step), stop or run.total_steps):
+    if refresh and step % run.steps_per_epoch == 0:
+      # What was saved at this step is from before: resuming refreshes too.
+      with of("refresh"):
+        state, batches = refresh(state), None
+    with of("input"):
+      batches = batches or _batches(run, state, step)
+      batch = next(batches)
+    with of("step" if compiled else "compile"):
+      state, metrics = step_fn(state, batch, rng)
+    compiled = True
+    update = Update(step + 1, state, metrics, batch)
+    del batch, metrics
+    yield update
+    del update
 
 
 def _batches(run, state, start):
@@ -304,12 +354,18 @@ def environment() -> dict:
   }
 
 
-def _init_from(run, state_shape):
-  """The parameters and method state of another run's latest checkpoint."""
+def first_state(run: run_lib.Run) -> core.TrainState:
+  """The state before the first update.
+
+  With `config.init_from` it has the parameters and the method state of another
+  run's latest checkpoint.
+  """
+  if not run.config.init_from:
+    return run_lib.init_state(run)
   _refuse_other_files(run, run.config.init_from)
   other = checkpoint.Checkpoints(
     os.path.join(run.config.init_from, "checkpoints"), read_only=True
   )
-  parts = ("params", "method_state")
-  old = other.restore_part({name: getattr(state_shape, name) for name in parts})
+  shape, parts = run_lib.abstract_state(run), ("params", "method_state")
+  old = other.restore_part({name: getattr(shape, name) for name in parts})
   return run_lib.init_state(run)._replace(**old)

@@ -359,3 +359,39 @@ def test_core_needs_jax_and_optax_alone():
     "assert not bad, bad"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_can_be_left_out(where):
+  sound = make_moco(toys.Layer())  # its queue and teacher move without gradient
+  tx = optax.adam(1e-2)
+
+  def objective(params, method_state, features, *, step):
+    loss, rest = sound.objective(params, method_state, features, step=step)
+    if where == "gradient":  # of a value that is 0
+      leaf = jax.tree.leaves(params)[0]
+      bad = jnp.sum(jnp.sqrt(jnp.where(step == 1, 0 * leaf, 1 + 0 * leaf)))
+      return loss + jax.lax.stop_gradient(-bad) + bad, rest
+    return jnp.where(step == 1, jnp.inf, loss), rest
+
+  method = sound._replace(objective=objective)
+  step = jax.jit(
+    core.make_train_step(method, tx, augment=toys.augment, skip_nonfinite=True)
+  )
+  init = lambda: core.init_state(
+    method, tx, RNG, batch_of(0), augment=toys.augment
+  )
+  state = jax.jit(init)()
+  states = [state]
+  for i in range(3):
+    state, metrics = step(states[-1], batch_of(i), RNG)
+    states.append(state)
+    finite = np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+    assert finite == (i != 1)
+  assert [int(s.step) for s in states] == [0, 1, 2, 3]
+  same = lambda a, b: jax.tree.map(np.array_equal, a[1:], b[1:])
+  assert all(jax.tree.leaves(same(states[1], states[2])))
+  for before, after in ((0, 1), (2, 3)):
+    moved = same(states[before], states[after])
+    assert not any(jax.tree.leaves(moved[0]))  # parameters
+    assert not all(jax.tree.leaves(moved[1]))

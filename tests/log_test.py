@@ -1,18 +1,52 @@
+import json
 import types
 
 import numpy as np
 import pytest
 
+from ssljax import clock as clock_lib
 from ssljax import errors
 from ssljax import log as log_lib
 
 
+def _run(**config):
+  source = types.SimpleNamespace(unit="image", per_example=1)
+  config = types.SimpleNamespace(log_every=2, batch_size=8, **config)
+  return types.SimpleNamespace(
+    total_steps=4, source=source, config=config, learning_rate=lambda step: 0.1
+  )
+
+
+def _log(run, folder, start=0):
+  clock = clock_lib.Clock()
+  return log_lib.Log(run, str(folder), clock, start=start, dim=None)
+
+
+NAN = {"loss": np.float32("nan"), "grad_norm": 1.0}
+
+
 def test_what_is_not_finite_is_told_with_the_examples_that_it_saw(tmp_path):
-  source = types.SimpleNamespace(unit="image")
-  run = types.SimpleNamespace(total_steps=4, source=source)
-  log = log_lib.Log(run, str(tmp_path), start=0, dim=None)
+  log = _log(_run(nonfinite="stop"), tmp_path)
   # Drawn by weights: an example may come twice.
-  log.add(0, {"loss": np.float32("nan"), "grad_norm": 1.0}, np.array([5, 5, 2]))
-  with pytest.raises(errors.SafeStop, match=r"step 0: .* are \[5, 5, 2\]"):
+  log.add(1, NAN, np.array([5, 5, 2]))
+  with pytest.raises(errors.SafeStop, match=r"step 1: .* are \[5, 5, 2\]"):
     log.flush()
   log.close()
+
+
+def test_an_update_that_was_left_out_is_told_and_in_no_mean(tmp_path, caplog):
+  run = _run(nonfinite="skip")
+  log = _log(run, tmp_path)
+  for step, metrics in enumerate((2.0, 4.0, None, 8.0), start=1):
+    metrics = NAN if metrics is None else {"loss": metrics, "grad_norm": 1.0}
+    log.add(step, metrics, np.array([step]))
+  log.flush()
+  log.close()
+  assert "indices are [3]; the update was left out" in caplog.text
+  rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+  assert [row["step"] for row in rows] == [2, 3, 4]
+  assert [row.get("loss") for row in rows] == [3.0, None, 8.0]
+  assert log.figures["skipped"] == 1
+  again = _log(run, tmp_path, start=4)
+  again.close()
+  assert again.figures["skipped"] == 1

@@ -2,6 +2,7 @@
 
 import json
 
+from ssljax import clock
 from ssljax.report import charts
 from ssljax.report import markup
 from ssljax.report import record as record_lib
@@ -14,7 +15,7 @@ _TITLES = {
   "images_per_s": "images per second",
   "tokens_per_s": "tokens per second",
 }
-_NOT_CURVES = ("train_s", "step_s")
+_NOT_CURVES = ("train_s", "step_s", "seconds/")
 _RATES = ("images_per_s", "tokens_per_s")
 _LINEAR = ("learning_rate", *_RATES)
 _FIRST, _LAST = ("loss", "knn"), ("learning_rate", "grad_norm", *_RATES)
@@ -154,7 +155,7 @@ def curves(records) -> markup.Html | None:
   """A chart of each scalar, all runs together."""
   found = [record_lib.series(r.rows) for r in records]
   names = list(dict.fromkeys(name for scalars in found for name in scalars))
-  names = [n for n in names if n not in _NOT_CURVES]
+  names = [n for n in names if not n.startswith(_NOT_CURVES)]
   names.sort(key=_order)
   charts_ = [
     _chart(
@@ -241,8 +242,14 @@ def _speed(record):
     facts["training"] = seconds(train_s)
     if steps and batch:
       facts["examples seen"] = f"{steps * batch:,}"
-  if step_s and train_s and steps:
-    facts["goodput"] = f"{min(1, steps * step_s / train_s):.0%} of training"
+  spent = {kind: get(f"seconds/{kind}") or 0.0 for kind in clock.KINDS}
+  if whole := sum(spent.values()):
+    facts["goodput"] = f"{spent['step'] / whole:.0%} of {seconds(whole)}"
+    facts["badput"] = ", ".join(
+      f"{kind} {seconds(s)}"
+      for kind, s in sorted(spent.items(), key=lambda row: -row[1])
+      if kind != "step" and s / whole >= 0.005
+    )
   first = rows[0] if rows else {}
   if {"step", "step_s", "train_s"} <= first.keys():
     # All steps but the first at the steady pace; what is left is the first.

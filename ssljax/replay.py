@@ -1,0 +1,81 @@
+"""One update of a run again: the batch that it saw and the loss that it gave.
+
+For the update that stopped a run: what was in that batch?
+"""
+
+import collections
+import hashlib
+import os
+
+import jax
+import numpy as np
+
+from ssljax import checkpoint
+from ssljax import errors
+from ssljax import run as run_lib
+from ssljax import train
+
+
+def replay(workdir: str, step: int, out: str | None = None) -> dict:
+  """Goes from the nearest checkpoint before the update up to it.
+
+  Without such a checkpoint it goes from the start. On the machine and with the
+  devices of the run, the figures are those of the run to the bit.
+
+  Args:
+    workdir: of the run.
+    step: of the update, counted from 1, as in metrics.jsonl.
+    out: an .npz file for the batch as it was read, or None.
+
+  Returns:
+    The step, its metrics, the batch's `index` and sha256, and the checkpoint's
+    step in `from`.
+
+  Raises:
+    UserError: there is no such run or update, or `out` cannot be written.
+  """
+  run = run_lib.build(run_lib.restore_config(workdir))
+  if not 1 <= step <= run.total_steps:
+    raise errors.UserError(
+      f"--step={step}: the run has the updates 1 to {run.total_steps}"
+    )
+  checkpoints = checkpoint.Checkpoints(
+    os.path.join(workdir, "checkpoints"), read_only=True
+  )
+  start = checkpoints.latest_step(before=step)
+  if start is None:
+    state = train.first_state(run)
+  else:
+    state = checkpoints.restore(run_lib.abstract_state(run), start)
+  checkpoints.close()
+  updates = train.updates(run, state, train.compile_step(run), stop=step)
+  (update,) = collections.deque(updates, maxlen=1)
+  batch = jax.tree.map(np.asarray, update.batch)
+  if out is not None:
+    try:
+      np.savez(out, **batch)
+    except OSError as e:
+      raise errors.UserError(f"cannot write --out={out}: {e.strerror}") from e
+  return {
+    "step": step,
+    "from": start or 0,
+    **{name: _json(value) for name, value in update.metrics.items()},
+    "index": batch["index"].tolist(),
+    "batch_sha256": batch_sha256(batch),
+    "out": out,
+  }
+
+
+def _json(value):
+  number = float(value)
+  return number if np.isfinite(number) else str(number)
+
+
+def batch_sha256(batch: dict[str, np.ndarray]) -> str:
+  """A digest of a batch as it was read: names, types, shapes and bytes."""
+  digest = hashlib.sha256()
+  for name, array in sorted(batch.items()):
+    array = np.ascontiguousarray(array)
+    digest.update(f"{name} {array.dtype} {array.shape}".encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()

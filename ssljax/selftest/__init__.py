@@ -1,0 +1,71 @@
+"""`ssljax selftest NAME`: what a run survives, on the user's own machine.
+
+Each test runs the real trainer in processes of its own, on the user's config,
+tells on stderr what it does, and returns figures with `passed`.
+"""
+
+import os
+import tempfile
+
+from ssljax import errors
+from ssljax.selftest import faults
+from ssljax.selftest import numbers
+from ssljax.selftest import trial as trial_lib
+
+_CONFIG = "configs/simclr_resnet18_fashion_mnist.py:quick"
+_TESTS = {
+  "resume": faults.resume,
+  "corrupt": faults.corrupt,
+  "sigterm": faults.sigterm,
+  "diskfull": faults.diskfull,
+  "devices": numbers.devices,
+  "nan": numbers.nan,
+  "stall": faults.stall,
+}
+
+
+def selftest(
+  name: str,
+  *,
+  config: str | None = None,
+  workdir: str | None = None,
+  overrides: list[str] = (),
+  seed: int = 0,
+  kills: int = 5,
+  flips: int = 20,
+) -> dict:
+  """Runs one test.
+
+  Args:
+    name: of the test.
+    config: FILE[:variant,...]; None is SimCLR's `:quick`.
+    workdir: an empty folder for the runs, which then stay; None is a temporary
+      one.
+    overrides: `--config.key=value`, ...
+    seed: of the moments and places of the faults.
+    kills: of `resume`.
+    flips: of `corrupt`.
+
+  Returns:
+    `test`, `passed`, `failures` (what did not come out) and what was done.
+
+  Raises:
+    UserError: no such test, or `workdir` is not empty.
+  """
+  if name not in _TESTS:
+    near = errors.nearest(name, _TESTS)
+    raise errors.UserError(f"unknown selftest {name!r}: did you mean {near!r}?")
+  if workdir is not None and os.path.isdir(workdir) and os.listdir(workdir):
+    raise errors.UserError(f"--workdir={workdir} is not empty: give another")
+  with tempfile.TemporaryDirectory(prefix="ssljax-selftest-") as temporary:
+    folder = os.path.abspath(workdir or temporary)
+    os.makedirs(folder, exist_ok=True)
+    trial = trial_lib.Trial(config or _CONFIG, folder, overrides, seed)
+    done = _TESTS[name](trial, kills=kills, flips=flips)
+  return {
+    "test": name,
+    "passed": not trial.failures,
+    "failures": trial.failures,
+    "config": config or _CONFIG,
+    **done,
+  }

@@ -1,0 +1,60 @@
+"""Numbers that must not depend on devices, and numbers that are none."""
+
+import re
+
+import jax
+import numpy as np
+
+from ssljax import evaluate
+
+
+def devices(trial, **unused):
+  """1, 2, 4 and 8 devices: the same losses and batches."""
+  counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
+  simulated = jax.default_backend() == "cpu"
+  if simulated:
+    counts = [1, 2, 4, 8]
+  losses, batches = {}, {}
+  for n in counts:
+    name = f"devices_{n}"
+    flags = ["--config.steps=5", f"--config.mesh.data={n}"]
+    trial.run(name, *flags, devices=n if simulated else None)
+    losses[n], batches[n] = trial.losses(name), trial.batches(name)
+    trial.say(f"{n}: {list(losses[n].values())}")
+  differences = {}
+  for n in counts[1:]:
+    one, many = (np.array(list(losses[k].values())) for k in (1, n))
+    differences[n] = float(np.max(np.abs(many / one - 1)))
+    trial.expect(
+      f"{n} devices: losses within 1e-5", differences[n] < 1e-5, differences[n]
+    )
+    trial.expect(f"{n} devices: the same batches", batches[n] == batches[1])
+  return {"devices": counts, "largest_difference": differences}
+
+
+def nan(trial, **unused):
+  """Features that become NaN in step 20: stop, skip, and look at it again."""
+  at = 20
+  flags = [f"--config.steps={at + 5}", "--config.checkpoint.every_steps=8"]
+  stopped = trial.run("stopped", *flags, poison=at, status=3)
+  (line,) = re.findall("^ssljax: .*", stopped.stderr, re.M)
+  trial.expect("the step is named", f"step {at}:" in line, line[:60])
+  skip = [*flags, "--config.nonfinite=skip"]
+  skipped = trial.run("skipped", *skip, poison=at).figures
+  trial.expect("one update is left out", skipped["skipped"] == 1)
+  _, state = evaluate.restore(trial.workdir("skipped"))
+  finite = all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+  trial.expect("parameters are finite", finite and int(state.step) == at + 5)
+  replays = {}
+  for name, step in (("stopped", at), ("stopped", at - 1), ("skipped", at)):
+    again = trial.run(name, f"--step={step}", command="replay", poison=at)
+    replays[f"{name} {step}"] = again = again.figures
+    (digest,) = trial.batches(name)[step]
+    trial.expect(
+      f"replay of step {step}: the same batch", again["batch_sha256"] == digest
+    )
+    loss = trial.losses(name).get(step, "nan")
+    trial.expect(
+      f"replay of step {step}: the same loss", again["loss"] == loss, loss
+    )
+  return {"replays": {k: v["loss"] for k, v in replays.items()}}

@@ -1,0 +1,173 @@
+"""Runs of the trainer in processes of their own, and what they left behind."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from typing import Any
+from typing import NamedTuple
+
+from ssljax import clock
+from ssljax import digests
+from ssljax import errors
+
+
+class Ended(NamedTuple):
+  """A process that ended: its status, its JSON line if any, and its stderr."""
+
+  status: int
+  figures: dict | None
+  stderr: str
+
+
+class Trial:
+  """What the runs of one selftest share.
+
+  Attributes:
+    folder: of the workdirs.
+    rng: of the moments and places of the faults.
+    failures: what did not come out, a line each.
+  """
+
+  def __init__(self, config: str, folder: str, overrides, seed: int):
+    self.folder = folder
+    self.rng = random.Random(seed)
+    self.failures = []
+    # Every step is told, so that it can be waited for.
+    self._flags = [f"--config={config}", "--config.log_every=1", *overrides]
+    self._environment = {
+      **os.environ,
+      # The runs are of one program, which is compiled once.
+      "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", os.path.join(folder, "compiled")
+      ),
+    }
+
+  def say(self, text: str) -> None:
+    print(f"selftest: {text}", file=sys.stderr, flush=True)
+
+  def expect(self, what: str, holds: bool, found: Any = "") -> None:
+    """Notes and tells whether something came out."""
+    self.say(f"{'ok' if holds else 'FAILED'}: {what} {found}".rstrip())
+    if not holds:
+      self.failures.append(f"{what} {found}".rstrip())
+
+  def workdir(self, name: str) -> str:
+    return os.path.join(self.folder, name)
+
+  def _note(self, name, kind):
+    """A file about the run `name`, which may itself lie on a small disk."""
+    return os.path.join(self.folder, f"{name.replace('/', '-')}.{kind}")
+
+  def start(
+    self, name, *flags, devices=None, command="train", **faults
+  ) -> subprocess.Popen:
+    """Starts a command on the workdir `name`; faults are those of `child`."""
+    spec = dict(faults)
+    if command == "train":
+      flags = [*self._flags, *flags]
+      spec["batches"] = self._note(name, "batches")
+    environment = dict(self._environment)
+    if devices is not None:
+      old = environment.get("XLA_FLAGS", "").split()
+      flag = "--xla_force_host_platform_device_count"
+      old = [part for part in old if not part.startswith(flag)]
+      environment["XLA_FLAGS"] = " ".join([*old, f"{flag}={devices}"])
+    with open(self._note(name, "stderr"), "w") as stderr:
+      return subprocess.Popen(
+        [
+          *(sys.executable, "-m", "ssljax.selftest.child", json.dumps(spec)),
+          *(command, f"--workdir={self.workdir(name)}", *flags),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=stderr,  # a pipe that nobody reads could hold the process up
+        text=True,
+        env=environment,
+      )
+
+  def end(self, process, name) -> Ended:
+    """Waits for what `start` gave."""
+    out, _ = process.communicate()
+    with open(self._note(name, "stderr")) as f:
+      stderr = f.read()
+    figures = None
+    if process.returncode == 0:
+      figures = json.loads(out.strip().splitlines()[-1])
+    return Ended(process.returncode, figures, stderr)
+
+  def run(self, name, *flags, status=0, **options) -> Ended:
+    """Runs a command to its end, which must be with `status`.
+
+    Raises:
+      UserError: it ended otherwise; then nothing more can be tested.
+    """
+    ended = self.end(self.start(name, *flags, **options), name)
+    if ended.status != status:
+      lines = ended.stderr.strip().splitlines() or ["nothing on stderr"]
+      raise errors.UserError(
+        f"a run ended with status {ended.status}, not {status}: {lines[-1]}"
+      )
+    return ended
+
+  def rows(self, name) -> list[dict]:
+    """Whole lines of metrics.jsonl."""
+    path = os.path.join(self.workdir(name), "metrics.jsonl")
+    if not os.path.exists(path):
+      return []
+    with open(path) as f:
+      return [json.loads(line) for line in f if line.endswith("\n")]
+
+  def losses(self, name) -> dict[int, float]:
+    """The loss by step."""
+    return {r["step"]: r["loss"] for r in self.rows(name) if "loss" in r}
+
+  def seconds(self, name) -> dict[str, float]:
+    """What the run's seconds went to, by kind."""
+    rows = [row for row in self.rows(name) if "loss" in row]
+    return {kind: rows[-1][f"seconds/{kind}"] for kind in clock.KINDS}
+
+  def last_step(self, name) -> int:
+    """The last that metrics.jsonl tells of."""
+    return max((row["step"] for row in self.rows(name)), default=0)
+
+  def batches(self, name) -> dict[int, set[str]]:
+    """The digests of the batches that were seen as that of each step."""
+    seen = {}
+    with open(self._note(name, "batches")) as f:
+      for line in f:
+        if line.endswith("\n"):
+          step, digest = line.split()
+          seen.setdefault(int(step), set()).add(digest)
+    return seen
+
+  def checkpoints(self, name) -> str:
+    return os.path.join(self.workdir(name), "checkpoints")
+
+  def steps(self, name) -> list[int]:
+    """The steps that count as saved, the oldest first."""
+    folder = self.checkpoints(name)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    whole = lambda n: n.isdigit() and digests.exist(os.path.join(folder, n))
+    return sorted(int(n) for n in names if whole(n))
+
+  def saving(self, name) -> bool:
+    """Whether a checkpoint is being written."""
+    folder = self.checkpoints(name)
+    try:
+      names = os.listdir(folder)
+    except FileNotFoundError:
+      return False
+    whole = lambda n: digests.exist(os.path.join(folder, n))
+    aside = lambda n: n.startswith(("damaged-", "unfinished-"))
+    return any(not aside(n) and not whole(n) for n in names)
+
+
+def wait(process, happened, poll_s: float = 0.002) -> bool:
+  """Waits until `happened()`; False where the process ended before."""
+  while not happened():
+    if process.poll() is not None:
+      return False
+    time.sleep(poll_s)
+  return True

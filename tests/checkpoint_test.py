@@ -1,0 +1,156 @@
+"""Checkpoints: what a disk does to them is found before it is restored."""
+
+import os
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import checkpoint
+from ssljax import digests
+from ssljax import errors
+
+
+def _state(step):
+  """Arrays of several types, over several devices and on one."""
+  mesh = jax.make_mesh((8,), ("data",))
+  cut = jax.NamedSharding(mesh, jax.P("data"))
+  return {
+    "params": {"a": jnp.full((64, 32), step, jnp.float32), "b": jnp.zeros(())},
+    "moments": jax.device_put(jnp.arange(1024.0) + step, cut),
+    "half": jnp.full((7,), step, jnp.bfloat16),
+    "step": jnp.int32(step),
+    "flags": jnp.array([True, False]),
+  }
+
+
+@pytest.fixture(name="saved", scope="module")
+def fixture_saved(tmp_path_factory):
+  """A folder of checkpoints of steps 1 to 3."""
+  folder = str(tmp_path_factory.mktemp("checkpoints"))
+  checkpoints = checkpoint.Checkpoints(folder)
+  for step in (1, 2, 3):
+    checkpoints.save(step, _state(step))
+  checkpoints.wait()
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture(name="folder")
+def fixture_folder(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def _files(folder):
+  for base, _, names in os.walk(folder):
+    yield from (os.path.join(base, name) for name in sorted(names))
+
+
+def _flip(path, bit):
+  with open(path, "r+b") as f:
+    f.seek(bit // 8)
+    (byte,) = f.read(1)
+    f.seek(bit // 8)
+    f.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def _restored(folder, **options):
+  checkpoints = checkpoint.Checkpoints(str(folder), **options)
+  everywhere = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P())
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+  state = checkpoints.restore(jax.tree.map(shape, _state(0)))
+  checkpoints.close()
+  return state
+
+
+def test_what_is_whole_is_restored(folder):
+  jax.tree.map(np.testing.assert_array_equal, _restored(folder), _state(3))
+  assert sorted(os.listdir(folder)) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_bit_in_any_file_is_found_and_the_step_before_restored(
+  folder, seed
+):
+  rng = random.Random(seed)
+  path = rng.choice([p for p in _files(folder / "3") if os.path.getsize(p)])
+  _flip(path, rng.randrange(8 * os.path.getsize(path)))
+  jax.tree.map(np.testing.assert_array_equal, _restored(folder), _state(2))
+  assert sorted(os.listdir(folder)) == ["1", "2", "damaged-3"]
+
+
+def test_every_file_is_watched(folder):
+  for path in list(_files(folder / "3")):
+    if os.path.getsize(path):
+      _flip(path, 3)
+      assert digests.wrong_file(str(folder / "3")), path
+      _flip(path, 3)
+  assert digests.wrong_file(str(folder / "3")) is None
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "removed"])
+def test_lost_bytes_are_found(folder, how, caplog):
+  path = max(_files(folder / "3" / "default"), key=os.path.getsize)
+  if how == "removed":
+    os.remove(path)
+  else:
+    os.truncate(path, 0 if how == "emptied" else os.path.getsize(path) - 1)
+  assert int(_restored(folder)["step"]) == 2
+  assert os.path.relpath(path, folder / "3") in caplog.text
+  assert "damaged-3" in caplog.text
+
+
+def test_a_folder_that_is_no_checkpoint_is_set_aside(folder):
+  (folder / "9").mkdir()
+  assert int(_restored(folder)["step"]) == 3
+  assert sorted(os.listdir(folder)) == ["1", "2", "3", "unfinished-9"]
+
+
+def test_readers_pass_over_what_is_damaged_and_leave_it(folder):
+  (folder / "9").mkdir()
+  _flip(max(_files(folder / "3"), key=os.path.getsize), 77)
+  assert int(_restored(folder, read_only=True)["step"]) == 2
+  assert sorted(os.listdir(folder)) == ["1", "2", "3", "9"]
+
+
+def test_a_step_that_was_asked_for_and_is_damaged_is_an_error(folder):
+  _flip(max(_files(folder / "2"), key=os.path.getsize), 77)
+  checkpoints = checkpoint.Checkpoints(str(folder), read_only=True)
+  with pytest.raises(errors.UserError, match="2 is damaged .*not what was"):
+    checkpoints.restore(_state(0), 2)
+
+
+def test_nothing_starts_anew_where_all_are_damaged(folder):
+  for step in "123":
+    _flip(max(_files(folder / step), key=os.path.getsize), 5)
+  for _ in range(2):  # nor the second time
+    with pytest.raises(errors.SafeStop, match="all .* of steps 3, 2, 1"):
+      checkpoint.Checkpoints(str(folder))
+
+
+def test_a_save_that_reads_otherwise_does_not_count(tmp_path, monkeypatch):
+  checkpoints = checkpoint.Checkpoints(str(tmp_path))
+  checkpoints.save(1, _state(1))
+  checkpoints.wait()
+  monkeypatch.setattr(
+    checkpoint, "_read_arrays", lambda *_: {"step": np.int32(3)}
+  )
+  checkpoints.save(2, _state(2))
+  with pytest.raises(errors.SafeStop, match="step of step 2 reads .*, step 1"):
+    checkpoints.wait()
+  monkeypatch.undo()
+  assert int(_restored(tmp_path)["step"]) == 1
+  assert "unfinished-2" in os.listdir(tmp_path)
+
+
+def test_arrays_are_checked_though_their_files_are_as_written(folder):
+  arrays = digests.read(str(folder / "3"))
+  assert digests.wrong_array(_state(3), arrays) is None
+  other = _state(3) | {"half": jnp.full((7,), 3.02, jnp.bfloat16)}
+  assert digests.wrong_array(other, arrays) == "half"
+  digests.write(str(folder / "2"), arrays)
+  with pytest.raises(errors.UserError, match="2 is damaged"):
+    checkpoint.Checkpoints(str(folder)).restore(_state(0), 2)

@@ -1,0 +1,51 @@
+"""`ssljax selftest` passes on what is sound, and fails on what is not."""
+
+import json
+
+import pytest
+
+from ssljax import cli
+from ssljax import errors
+from ssljax import selftest
+
+CONFIG = "configs/mae_vit_fashion_mnist.py:quick"
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "resume",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ("corrupt", "sigterm", "diskfull", "devices", "nan", "stall")
+    ),
+  ],
+)
+def test_sound(name, capsys):
+  flags = [f"--config={CONFIG}", "--kills=2", "--seed=1"]
+  assert cli.main(["selftest", name, *flags]) == 0
+  figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert figures["passed"] and figures["test"] == name
+
+
+def test_what_does_not_come_out_is_told(monkeypatch, tmp_path, capsys):
+  def fails(trial, **unused):
+    trial.expect("one is two", False, (1, 2))
+    return {}
+
+  monkeypatch.setitem(selftest._TESTS, "resume", fails)
+  workdir = f"--workdir={tmp_path / 'runs'}"
+  assert cli.main(["selftest", "resume", workdir]) == 1
+  out, err = capsys.readouterr()
+  assert json.loads(out)["failures"] == ["one is two (1, 2)"]
+  assert "FAILED: one is two" in err
+
+
+def test_mistakes(tmp_path):
+  with pytest.raises(errors.UserError, match="did you mean 'corrupt'"):
+    selftest.selftest("corupt")
+  (tmp_path / "there").write_text("")
+  with pytest.raises(errors.UserError, match="is not empty"):
+    selftest.selftest("nan", workdir=str(tmp_path))
+  with pytest.raises(errors.UserError, match="status 2, not 0: ssljax: no co"):
+    selftest.selftest("sigterm", config="no.py")
