@@ -117,7 +117,7 @@ def test_readers_pass_over_what_is_damaged_and_leave_it(folder):
 
 
 def test_a_step_that_was_asked_for_and_is_damaged_is_an_error(folder):
-  _flip(max(_files(folder / "2"), key=os.path.getsize), 77)
+  _flip(max(_files(folder / "2" / "default"), key=os.path.getsize), 77)
   checkpoints = checkpoint.Checkpoints(str(folder), read_only=True)
   with pytest.raises(errors.UserError, match="2 is damaged .*not what was"):
     checkpoints.restore(_state(0), 2)

@@ -48,7 +48,7 @@ def read(*, train=False):
 
 def start(method, tx=None, augment=toys.augment):
   tx = tx or optax.sgd(0.1)
-  state = core.init_state(method, tx, RNG, batch_of(0), augment=augment)
+  state = toys.init_state(method, tx, RNG, batch_of(0), augment=augment)
   return state, jax.jit(core.make_train_step(method, tx, augment=augment))
 
 

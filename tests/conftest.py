@@ -1,16 +1,20 @@
 """Eight simulated devices for all tests, set before jax starts."""
 
+import importlib.metadata
 import os
 import tempfile
 
 import pytest
 
+# Tests compile much and compute little.
+_quick = ["--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+  _quick.append("--xla_cpu_use_fusion_emitters=false")  # later ones lack it
 os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
-    # Tests compile much and compute little.
-    "--xla_backend_optimization_level=0",
+    *_quick,
     # Eight devices on two busy cores may wait long for each other.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
   ]

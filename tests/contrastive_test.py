@@ -46,7 +46,7 @@ def views_of(step, b=16, v=2):
 def train(method, steps, tx=None, **batch):
   """The states before the first and after each step, and the metrics."""
   tx = tx or optax.sgd(0.1)
-  states = [core.init_state(method, tx, RNG, views_of(0, **batch))]
+  states = [toys.init_state(method, tx, RNG, views_of(0, **batch))]
   step = jax.jit(core.make_train_step(method, tx))
   metrics = []
   for i in range(steps):
@@ -58,7 +58,7 @@ def train(method, steps, tx=None, **batch):
 
 def features_of(method, batch):
   batch = batch | {"key": jax.random.split(RNG, len(batch["views"]))}
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   features, _ = method.forward(params, state, batch, step=0, train=True)
   return params, state, features
 

@@ -46,10 +46,10 @@ def make_mae(encoder):
 
 
 METHODS = {
-  "simclr": make_simclr,
-  "moco": make_moco,
-  "mae": make_mae,
-  "sum_over_count": toys.masked_autoencoder,
+  "simclr": lambda: make_simclr(toys.Layer()),
+  "moco": lambda: make_moco(toys.Layer()),
+  "mae": lambda: make_mae(toys.encoder(depth=1)),
+  "sum_over_count": lambda: toys.masked_autoencoder(toys.encoder(depth=1)),
 }
 
 
@@ -110,9 +110,7 @@ def run(method, wrap, *, axis_name=None, accumulate=1, steps=STEPS):
   # The bias of the keys has no gradient but rounding, which Adam would blow up.
   tx = optax.adam(1e-3, eps=1e-5)
   options = dict(augment=toys.augment)
-  state = jax.jit(functools.partial(core.init_state, method, tx, **options))(
-    RNG, batch_of(0)
-  )
+  state = toys.init_state(method, tx, RNG, batch_of(0), **options)
   step = wrap(
     core.make_train_step(
       method, tx, axis_name=axis_name, accumulate=accumulate, **options
@@ -127,7 +125,7 @@ def run(method, wrap, *, axis_name=None, accumulate=1, steps=STEPS):
 
 @functools.cache
 def reference(name):
-  return run(METHODS[name](toys.encoder()), lambda step: under_jit(step, 1))
+  return run(METHODS[name](), lambda step: under_jit(step, 1))
 
 
 WAYS = {
@@ -157,7 +155,7 @@ def rare(names, *slow):
 def test_any_spread_gives_the_same_steps(name, way):
   wrap, axis_name, accumulate = WAYS[way]
   losses, state = run(
-    METHODS[name](toys.encoder()),
+    METHODS[name](),
     wrap,
     axis_name=axis_name,
     accumulate=accumulate,
@@ -172,9 +170,9 @@ def test_any_spread_gives_the_same_steps(name, way):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_stages_give_the_gradient_of_the_composition(name):
-  method = METHODS[name](toys.encoder())
+  method = METHODS[name]()
   tx = optax.sgd(1.0)
-  state = core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
+  state = toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
   step = core.make_train_step(method, tx, augment=toys.augment)
   after, _ = jax.jit(step)(state, batch_of(0), RNG)
 
@@ -224,7 +222,7 @@ def test_objective_may_depend_on_parameters_directly():
     (lambda s: under_shard_map(s, 8, False), "data"),
     (lambda s: under_pmap(s, 8), "data"),
   ):
-    state = core.init_state(method, tx, RNG, {"x": x})
+    state = toys.init_state(method, tx, RNG, {"x": x})
     step = wrap(core.make_train_step(method, tx, axis_name=axis_name))
     results.append(step(state, {"x": x}, RNG)[0].params)
   grads = jax.grad(lambda p: jnp.mean((x @ p["w"] @ p["v"]) ** 2))(params)
@@ -319,7 +317,7 @@ def test_heads_with_batch_norm_see_the_global_batch_everywhere(name):
 
 def test_accumulation_with_batch_norm_is_refused():
   method, tx = batch_norm_method(), optax.sgd(0.1)
-  state = core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
+  state = toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
   step = core.make_train_step(method, tx, augment=toys.augment, accumulate=4)
   with pytest.raises(errors.UserError, match="one microbatch at a time"):
     step(state, batch_of(0), RNG)
@@ -341,8 +339,8 @@ def test_accumulation_with_batch_norm_is_refused():
 
 
 def test_accumulation_that_does_not_divide_is_refused():
-  method, tx = METHODS["simclr"](toys.encoder()), optax.sgd(0.1)
-  state = core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
+  method, tx = METHODS["simclr"](), optax.sgd(0.1)
+  state = toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
   step = core.make_train_step(method, tx, augment=toys.augment, accumulate=5)
   with pytest.raises(ValueError, match="does not divide"):
     step(state, batch_of(0), RNG)
@@ -378,10 +376,7 @@ def test_what_is_not_finite_can_be_left_out(where):
   step = jax.jit(
     core.make_train_step(method, tx, augment=toys.augment, skip_nonfinite=True)
   )
-  init = lambda: core.init_state(
-    method, tx, RNG, batch_of(0), augment=toys.augment
-  )
-  state = jax.jit(init)()
+  state = toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
   states = [state]
   for i in range(3):
     state, metrics = step(states[-1], batch_of(i), RNG)

@@ -17,6 +17,7 @@ from ssljax import optim
 from ssljax.augment import text
 from ssljax.methods import data2vec_text
 from ssljax.models import bert
+from tests import toys
 from tests.fidelity import drawn
 
 FILE = os.path.join(os.path.dirname(__file__), "fidelity", "data2vec.npz")
@@ -145,7 +146,7 @@ def test_it_trains_as_the_authors():
     freeze=(dict(match="kind_embed", steps=None),),  # fairseq has none
   )
   batch, params = drawn.masked_batch(), start()
-  fresh = core.init_state(method, tx, RNG, batch)
+  fresh = toys.init_state(method, tx, RNG, batch)
   assert jax.tree.structure(fresh.params) == jax.tree.structure(params)
   teacher = {"params": {"encoder": params["encoder"]}}
   state = fresh._replace(params=params, method_state={"teacher": teacher})
@@ -194,7 +195,7 @@ def test_the_loss_of_features_is_the_authors(beta, scale):
 
 def test_shapes_and_counts():
   method, batch = make(), batch_of(0)
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   features, same = method.forward(params, state, batch, step=0, train=False)
   assert jax.tree.map(jnp.shape, features) == {"sum": (8,), "count": (8,)}
   np.testing.assert_array_equal(features["count"], batch["weights"].sum(1))
@@ -222,7 +223,7 @@ def test_the_teacher_sees_what_was_hidden():
   np.testing.assert_array_equal(data2vec_text._whole(other), batch["whole"])
   # Another truth under the mask is another loss.
   method = make()
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   changed = batch | {"targets": (batch["targets"] + 1) % MASK}
   a, b = (float(loss_fn(method, x)(params, state)) for x in (batch, changed))
   assert abs(a - b) > 1e-4
@@ -232,7 +233,7 @@ def test_the_teacher_sees_what_was_hidden():
 def test_the_gradient_reaches_all_that_learns_and_not_the_teacher(dropout):
   method = make(dict(dropout=dropout))
   batch = batch_of(0) | {"key": jax.random.split(RNG, 8)}
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   grads, teacher = jax.jit(
     jax.grad(loss_fn(method, batch, train=True), (0, 1))
   )(params, state)
@@ -244,7 +245,7 @@ def test_the_gradient_reaches_all_that_learns_and_not_the_teacher(dropout):
 def test_the_teacher_does_not_drop():
   batch = batch_of(0) | {"key": jax.random.split(RNG, 8)}
   still, drops = make(), make(dict(dropout=0.5))
-  params, state = still.init(RNG, batch)
+  params, state = jax.jit(still.init)(RNG, batch)
   # With a student that predicts zero the loss is of the targets alone.
   params["head"] = jax.tree.map(jnp.zeros_like, params["head"])
   a, b = (loss_fn(m, batch, train=True)(params, state) for m in (still, drops))
@@ -281,7 +282,7 @@ def test_blocks_of_the_teacher_move_by_ema_and_embeddings_are_the_students():
 
 def test_the_decay_may_be_a_function():
   method = make(ema=lambda step: jnp.where(step == 1, 1.0, 0.0))
-  params, state = method.init(RNG, batch_of(0))
+  params, state = jax.jit(method.init)(RNG, batch_of(0))
   moved = jax.tree.map(lambda x: x + 1, params)
   teacher = lambda state: state["teacher"]["params"]["encoder"]["block0"]
   kept = method.after_update(moved, state, 0)[1]
@@ -296,7 +297,7 @@ def test_the_decay_may_be_a_function():
 
 def test_scanned_blocks_are_the_same():
   plain, batch = make(), batch_of(0)
-  params, state = plain.init(RNG, batch)
+  params, state = jax.jit(plain.init)(RNG, batch)
 
   def stacked(tree):
     blocks = [tree[f"block{i}"] for i in range(3)]
@@ -328,7 +329,7 @@ def test_rows_of_any_spread_give_the_same_steps(way):
 
   def run(wrap, **options):
     method = make(dict(dropout=0.1), ema=0.9)
-    state = core.init_state(method, tx, RNG, batch_of(0))
+    state = toys.init_state(method, tx, RNG, batch_of(0))
     step = jax.jit(wrap(core.make_train_step(method, tx, **options)))
     history = []
     for i in range(3):
@@ -367,7 +368,7 @@ def test_rows_of_any_spread_give_the_same_steps(way):
 def test_nothing_hidden_is_a_loss_of_zero():
   method, batch = make(), batch_of(0)
   batch = batch | {"weights": np.zeros_like(batch["weights"])}
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   loss, grads = jax.value_and_grad(loss_fn(method, batch))(params, state)
   assert float(loss) == 0
   assert all(not np.any(g) for g in jax.tree.leaves(grads))

@@ -17,6 +17,7 @@ from ssljax.methods import deepcluster
 from ssljax.methods import deepcluster_v2
 from ssljax.methods import swav
 from tests import fidelity_methods_test as shared
+from tests import toys
 
 assert_close = shared.assert_close
 SIZES = dict(num_prototypes=7, hidden_dim=10, out_dim=6)
@@ -58,7 +59,7 @@ def sgd(**options):
 
 
 def start(method, tx, batch, params):
-  state = core.init_state(method, tx, jax.random.key(0), batch)
+  state = toys.init_state(method, tx, jax.random.key(0), batch)
   same = jax.tree.structure(state.params) == jax.tree.structure(params)
   assert same
   params = jax.tree.map(jnp.asarray, params)

@@ -23,6 +23,7 @@ from ssljax.methods import supcon
 from ssljax.methods import supervised
 from ssljax.methods import wmse
 from tests import fidelity_methods_test as shared
+from tests import toys
 
 assert_close = shared.assert_close
 
@@ -136,7 +137,7 @@ def test_methods_train_as_the_authors(name, monkeypatch):
   if "labels" in case:
     for batch, label in zip(batches, case["labels"]):
       batch["label"] = label.astype(np.int32)
-  state = core.init_state(method, tx, jax.random.key(0), batches[0])
+  state = toys.init_state(method, tx, jax.random.key(0), batches[0])
   params = jax.tree.map(jnp.asarray, torch_params(name, case["start"]))
   assert jax.tree.structure(state.params) == jax.tree.structure(params)
   method_state = state.method_state

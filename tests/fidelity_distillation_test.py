@@ -16,6 +16,7 @@ from ssljax.methods import dinov2
 from ssljax.methods import ibot
 from ssljax.models import vit
 from tests import fidelity_methods_test as shared
+from tests import toys
 
 # Tiny, as `make_distillation.py` has them.
 STEPS, LENGTH, K = 6, 2, 12
@@ -184,7 +185,7 @@ def train(name, stored):
       batch["masks"] = jnp.asarray(masks.reshape(*masks.shape[:2], -1))
     return batch
 
-  state = core.init_state(method, tx, jax.random.key(0), batch(0))
+  state = toys.init_state(method, tx, jax.random.key(0), batch(0))
   params = jax.tree.map(jnp.asarray, torch_params(name, case["start"]))
   same = lambda a, b: jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
   assert same(state.params, params)

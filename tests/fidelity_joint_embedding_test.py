@@ -16,6 +16,7 @@ from ssljax.methods import byol
 from ssljax.methods import simsiam
 from ssljax.methods import vicreg
 from tests import fidelity_methods_test as shared
+from tests import toys
 
 assert_close = shared.assert_close
 
@@ -130,7 +131,7 @@ def test_byol_trains_as_the_authors():
   )
   online, target = ("projector", "predictor"), ("projector",)
   method = METHODS["byol"]()
-  state = core.init_state(
+  state = toys.init_state(
     method, tx, jax.random.key(0), {"views": case["views"][0]}
   )
   params = haiku_params(case["start"]["online"], online)

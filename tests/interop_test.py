@@ -247,7 +247,7 @@ from ssljax.methods import simclr
 def make(encoder, **options):
   method = simclr.make(encoder, **options)
   def init(rng, batch):
-    params, state = method.init(rng, batch)
+    params, state = jax.jit(method.init)(rng, batch)
     other, _ = method.init(jax.random.fold_in(rng, 1), batch)
     teacher = {"params": {"encoder": other["encoder"]}}
     return params, {**state, "teacher": teacher}

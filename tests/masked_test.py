@@ -145,7 +145,7 @@ def test_a_context_that_is_too_small_gives_targets_back():
 @pytest.mark.parametrize("make", [make_simmim, make_aim])
 def test_pictures_show_what_was_seen(make):
   method, batch = make(), batch_of(noise())
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   shown = method.show["reconstruction"](params, state, batch)
   hidden = np.asarray(shown["masked"] == 0)
   assert 0 < hidden.mean() < 1
@@ -157,7 +157,7 @@ def test_pictures_show_what_was_seen(make):
 
 def test_simmim_sees_nothing_of_what_is_masked():
   method, batch = make_simmim(), batch_of(noise())
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   show = lambda views: method.show["reconstruction"](
     params, state, batch | {"views": views}
   )
@@ -173,7 +173,7 @@ def test_simmim_sees_nothing_of_what_is_masked():
 
 def test_data2vecs_teacher_sees_what_is_hidden(monkeypatch):
   method, batch = make_data2vec(), batch_of(noise())
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   mask = jnp.arange(16) < jnp.full((4, 1), 9)
   monkeypatch.setattr(masks, "block_masking", lambda *a, **options: mask)
 
@@ -192,7 +192,7 @@ def test_data2vecs_teacher_sees_what_is_hidden(monkeypatch):
 
 def test_data2vecs_targets_carry_no_gradient():
   method, batch = make_data2vec(), batch_of(noise())
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
 
   def mean(teacher):
     out, _ = method.forward(
@@ -229,7 +229,7 @@ def test_ijepa_predicts_from_the_context_alone(part, monkeypatch):
     losses, "smooth_l1", lambda *both, beta: (scale * both[pick]) ** 3
   )
   method, batch = make_ijepa(max_context=1.0), batch_of(noise())
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   context, _ = masks.multiblock_masking(
     ops.view_keys(batch["key"], 2).reshape(-1, 2)[:, 0],
     jax.random.fold_in(jax.random.key(0), 5),
@@ -254,7 +254,7 @@ def test_ijepa_predicts_from_the_context_alone(part, monkeypatch):
 @pytest.mark.slow
 def test_aim_predicts_each_patch_from_those_before_and_the_prefix():
   method, batch = make_aim(norm_pix=False), batch_of(noise(1))
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
 
   def predicted(x):
     shown = method.show["reconstruction"](params, state, batch | {"views": x})
@@ -278,7 +278,7 @@ def test_aims_prefix_is_uniform_and_its_attention_is_causal_behind_it():
   np.testing.assert_array_equal(mask[1], both)
   method = make_aim()
   batch = batch_of(noise(1))
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   many = batch_of(np.repeat(noise(1), 400, axis=0))
   out, _ = method.forward(params, state, many, step=0, train=False)
   counts = np.bincount(out["count"], minlength=16)

@@ -31,7 +31,7 @@ def batch_of(step, b=16):
 def train(method, steps, tx=None):
   """The states before the first and after each step, and the metrics."""
   tx = tx or optax.sgd(0.1)
-  states = [core.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)]
+  states = [toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)]
   step = jax.jit(core.make_train_step(method, tx, augment=toys.augment))
   metrics = []
   for i in range(steps):
@@ -77,7 +77,7 @@ def test_moco_shuffles_statistics():
 
   def features(groups):
     method = moco.make(encoder, queue_size=32, out_dim=8, bn_groups=groups)
-    params, state = method.init(RNG, batch)
+    params, state = jax.jit(method.init)(RNG, batch)
     return method.forward(params, state, batch, step=0, train=True)[0]
 
   one, four = features(1), features(4)
@@ -142,7 +142,7 @@ def test_simsiams_targets_carry_no_gradient():
     "views": views.astype(np.float32),
     "key": jax.random.split(RNG, 8),
   }
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
 
   def of(params, part):
     out, _ = method.forward(params, state, batch, step=0, train=True)
@@ -171,7 +171,7 @@ def test_mae_sees_nothing_of_what_is_masked():
     "views": views.astype(np.float32),
     "key": jax.random.split(RNG, 4),
   }
-  params, state = method.init(RNG, batch)
+  params, state = jax.jit(method.init)(RNG, batch)
   shown = method.show["reconstruction"](params, state, batch)
   hidden = np.asarray(shown["masked"] == 0) & np.asarray(shown["input"] != 0)
   np.testing.assert_allclose(hidden.mean(), 0.75)

@@ -205,7 +205,7 @@ def test_a_random_encoder_has_not_collapsed(make):
   @jax.jit
   def measure(rng):
     batch = views({"image": image, "key": jax.random.split(rng, 128)})
-    params, method_state = method.init(rng, batch)
+    params, method_state = jax.jit(method.init)(rng, batch)
     z = method.embed(params, method_state, batch)["pooled"]
     return monitors.measure(z, z), jnp.zeros(z.shape[1])
 

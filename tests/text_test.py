@@ -14,6 +14,7 @@ from ssljax.methods import bert as bert_method
 from ssljax.methods import gpt as gpt_method
 from ssljax.models import bert
 from ssljax.models import gpt
+from tests import toys
 from tests.fidelity import drawn
 
 SMALL = dict(vocab=drawn.VOCAB, positions=16)
@@ -209,7 +210,7 @@ def test_rows_of_any_spread_give_the_same_steps(kind, way):
 
   def run(wrap, **options):
     method = make(kind)
-    state = core.init_state(method, tx, rng, batch_of(0))
+    state = toys.init_state(method, tx, rng, batch_of(0))
     step = jax.jit(wrap(core.make_train_step(method, tx, **options)))
     losses = []
     for i in range(3):
@@ -249,7 +250,7 @@ def test_nothing_hidden_is_a_loss_of_zero():
   method = bert_method.make(encoder("bert"))
   batch = drawn.text_batch()
   batch["weights"] = np.zeros_like(batch["weights"])
-  params, _ = method.init(jax.random.key(0), batch)
+  params, _ = jax.jit(method.init)(jax.random.key(0), batch)
 
   def loss_fn(params):
     features, _ = method.forward(params, {}, batch, step=0, train=False)
@@ -263,7 +264,7 @@ def test_nothing_hidden_is_a_loss_of_zero():
 def test_embed_leaves_padding_out():
   for kind in ("bert", "gpt"):
     method, batch = make(kind), drawn.text_batch()
-    params, _ = method.init(jax.random.key(0), batch)
+    params, _ = jax.jit(method.init)(jax.random.key(0), batch)
     a = method.embed(params, {}, batch)["pooled"]
     batch["tokens"] = np.where(batch["mask"], batch["tokens"], 5)
     np.testing.assert_allclose(
@@ -308,7 +309,7 @@ def test_bfloat16_learns_with_float32_parameters(kind):
   module = encoder(kind, dtype=jnp.bfloat16, dropout=0.1)
   module_of = {"bert": bert_method, "gpt": gpt_method}[kind]
   method, tx = module_of.make(module), optax.adam(1e-2)
-  state = core.init_state(method, tx, jax.random.key(0), batch_of(0))
+  state = toys.init_state(method, tx, jax.random.key(0), batch_of(0))
   dtypes = {str(x.dtype) for x in jax.tree.leaves(state.params)}
   assert dtypes == {"float32"}
   step = jax.jit(core.make_train_step(method, tx))
@@ -319,7 +320,7 @@ def test_bfloat16_learns_with_float32_parameters(kind):
     assert np.isfinite(metrics["grad_norm"])
   assert losses[-1] < 0.9 * losses[0]
   plain = module_of.make(encoder(kind, dropout=0.1))
-  start = core.init_state(plain, tx, jax.random.key(0), batch_of(0))
+  start = toys.init_state(plain, tx, jax.random.key(0), batch_of(0))
   _, exact = jax.jit(core.make_train_step(plain, tx))(
     start, batch_of(0), jax.random.key(1)
   )

@@ -1,6 +1,8 @@
 """What tests hold the core to: a tiny encoder, views, and a toy method, whose
 loss is a sum over a count that differs between examples."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,12 @@ class Layer(nn.Module):
   def __call__(self, x, *, train, keep=None, key=None):
     h = nn.relu(nn.Dense(32)(x.reshape(len(x), -1)))
     return {"pooled": h, "tokens": h[:, None]}
+
+
+def init_state(method, tx, rng, batch, **options):
+  """As one program; op by op would compile a hundred."""
+  init = functools.partial(core.init_state, method, tx, **options)
+  return jax.jit(init)(rng, batch)
 
 
 def augment(batch):

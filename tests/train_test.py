@@ -60,7 +60,8 @@ def command(*args):
 
 
 def environment(**extra):
-  flags = "--xla_backend_optimization_level=0 " + extra.pop("XLA_FLAGS", "")
+  count = "--xla_force_host_platform_device_count="
+  flags = os.environ["XLA_FLAGS"].replace(f"{count}8", f"{count}1")
   return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **extra}
 
 
@@ -297,24 +298,6 @@ def _start(config, workdir):
   )
 
 
-def test_killed_and_resumed_tells_the_same(config, whole, tmp_path):
-  workdir = str(tmp_path / "killed")
-  process = _start(config, workdir)
-  _wait_for_step(workdir, 30, process)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  figures = ssljax("train", f"--config={config}", f"--workdir={workdir}")
-  assert figures["state_sha256"] == whole[1]["state_sha256"]
-  assert figures["compiles"] <= 1
-  steps = [row["step"] for row in _rows(workdir)]
-  assert steps == list(range(2, 81, 2))  # no row twice, none missing
-  monitors = [_rows(w, "monitor/rankme") for w in (workdir, whole[0])]
-  assert monitors[0] == monitors[1]
-  # And in order, among each other too.
-  steps = [row["step"] for row in _rows(workdir, "step")]
-  assert steps == sorted(steps) and len(steps) == 43
-
-
 def test_sigterm_saves_and_exits_143(config, whole, tmp_path):
   workdir = str(tmp_path / "terminated")
   process = _start(config, workdir)
@@ -384,13 +367,9 @@ def test_an_update_is_replayed(whole, tmp_path, step):
 
 
 def test_eight_devices_see_the_same_batches(config, whole, tmp_path):
+  assert jax.device_count() == 8  # here; one in the other's process
   workdir = str(tmp_path / "eight")
-  ssljax(
-    "train",
-    f"--config={config}",
-    f"--workdir={workdir}",
-    XLA_FLAGS="--xla_force_host_platform_device_count=8",
-  )
+  train.train(config_lib.load(config, []), workdir)
   # Rounding grows from step to step, most of all through batch norm.
   losses = [[row["loss"] for row in _rows(w)][:5] for w in (workdir, whole[0])]
   np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -398,7 +377,7 @@ def test_eight_devices_see_the_same_batches(config, whole, tmp_path):
 
 def test_evaluate_and_embed(whole, tmp_path):
   workdir, _ = whole
-  figures = ssljax("evaluate", f"--workdir={workdir}")
+  figures = evaluate.evaluate(workdir)
   for prefix in ("", "raw_", "random_"):
     for name in ("knn", "linear"):
       assert 0 < figures[prefix + name] <= 1

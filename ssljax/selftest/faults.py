@@ -14,6 +14,9 @@ from ssljax import evaluate
 from ssljax.selftest import trial as trial_lib
 
 
+_TWO = ("killed", "whole")
+
+
 def resume(trial, *, kills, **unused):
   """SIGKILL, half of the times while a checkpoint is written."""
   whole = trial.run("whole").figures
@@ -38,7 +41,10 @@ def resume(trial, *, kills, **unused):
     trial.say(f"SIGKILL {what}; saved: {trial.steps('killed')}")
   ended = trial.run("killed").figures
   trial.expect("it was killed as often as asked", len(killed) == kills, killed)
-  _expect_same(trial, ended, whole, "killed", "whole")
+  for name in ("loss", "monitor/rankme"):
+    here, there = ([r["step"] for r in trial.rows(w) if name in r] for w in _TWO)
+    trial.expect(f"{name} is told of every step once", here == there)
+  _expect_same(trial, ended, whole, *_TWO)
   return {"kills": killed, "steps": whole["steps"]}
 
 
