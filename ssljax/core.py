@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from ssljax import errors
+from ssljax import ops
 
 PyTree = Any
 
@@ -210,7 +211,7 @@ def _features(forward, params, method_state, batch, n):
     )
     return floats, others, new_state, lambda cotangents: vjp(cotangents)[0]
 
-  microbatches = _split(batch, n)
+  microbatches = ops.strided_split(batch, n)
 
   def collect(method_state, microbatch):
     floats, (others, method_state) = forward(params, method_state, microbatch)
@@ -226,30 +227,11 @@ def _features(forward, params, method_state, batch, n):
       )
       return jax.tree.map(jnp.add, total, vjp(cotangents)[0]), None
 
+    parts = microbatches, ops.strided_split(cotangents, n)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, zeros, (microbatches, _split(cotangents, n)))[0]
+    return jax.lax.scan(add, zeros, parts)[0]
 
-  return *_join(features), new_state, backward
-
-
-def _split(tree, n):
-  """[b ...] -> [n b/n ...]; example i goes to microbatch i mod n.
-
-  Strided, so that under `jit` each device keeps the examples that it has.
-  """
-
-  def split(x):
-    if x.shape[0] % n:
-      raise ValueError(f"accumulate={n} does not divide the batch {x.shape[0]}")
-    return jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
-
-  return jax.tree.map(split, tree)
-
-
-def _join(tree):
-  """The inverse of `_split`."""
-  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-  return jax.tree.map(join, tree)
+  return *ops.strided_join(features), new_state, backward
 
 
 def _with_keys(batch, rng, step, axis_name):

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from ssljax import ops
 
 
-def ntxent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
+def ntxent(
+  z1: jax.Array, z2: jax.Array, *, temperature: float, blocks: int = 1
+) -> jax.Array:
   """NT-Xent: each view must find its partner among all views of the batch.
 
   Chen et al. 2020 (SimCLR), equation 1 and algorithm 1: the mean over all 2N
@@ -20,22 +22,32 @@ def ntxent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
     z1: [n d] projections of the first views; normalised here.
     z2: [n d] projections of the second views, in the same order.
     temperature: the cosines are divided by it.
+    blocks: parts in which the views look at all others, one after the other,
+      so that [2n / blocks, 2n] is the largest matrix, itself cut over the
+      devices that z1 is cut over. More than one computes it twice.
 
   Returns:
     The mean loss, a float32 scalar. Its value for features without information
     is about log(2n - 1).
+
+  Raises:
+    ValueError: `blocks` does not divide 2n.
   """
-  n = z1.shape[0]
-  z = jnp.concatenate([z1, z2]).astype(jnp.float32)
-  z = ops.l2_normalize(z)
-  logits = z @ z.T / temperature  # [2n 2n]
-  # A view is no candidate for itself. Masked, not subtracted: a finite offset
-  # leaves a gradient at small temperatures.
-  logits = jnp.where(jnp.eye(2 * n, dtype=bool), -jnp.inf, logits)
-  partners = jnp.concatenate(
-    [jnp.diagonal(logits, n), jnp.diagonal(logits, -n)]
-  )
-  return jnp.mean(jax.nn.logsumexp(logits, axis=1) - partners)
+  z1, z2 = (ops.l2_normalize(z.astype(jnp.float32)) for z in (z1, z2))
+  z = jnp.concatenate([z1, z2])
+  place = jnp.arange(len(z))
+
+  def missed(rows):
+    own, partner, i = rows
+    logits = own @ z.T / temperature
+    # A view is no candidate for itself. Masked, not subtracted: a finite offset
+    # leaves a gradient at small temperatures.
+    logits = jnp.where(i[:, None] == place, -jnp.inf, logits)
+    right = jnp.sum(own * partner, axis=1) / temperature
+    return jax.nn.logsumexp(logits, axis=1) - right
+
+  rows = (z, jnp.concatenate([z2, z1]), place)
+  return jnp.mean(ops.in_blocks(missed, rows, blocks))
 
 
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """Operations that methods share: pure, on arrays. Needs jax alone."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -203,3 +205,47 @@ def sobel(images: jax.Array) -> jax.Array:
   across = smooth_y[:, :, :-2] - smooth_y[:, :, 2:]
   down = smooth_x[:, :-2] - smooth_x[:, 2:]
   return jnp.stack([across, down], axis=-1)
+
+
+def strided_split(tree, n: int):
+  """Arrays [b ...] as [n b/n ...]; row i goes to part i mod n.
+
+  Strided, so that under `jit` each device keeps the rows that it has.
+
+  Raises:
+    ValueError: n does not divide b.
+  """
+
+  def split(x):
+    if x.shape[0] % n:
+      raise ValueError(f"{n} parts do not divide {x.shape[0]} rows")
+    return jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
+
+  return jax.tree.map(split, tree)
+
+
+def strided_join(tree):
+  """The inverse of `strided_split`."""
+  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+  return jax.tree.map(join, tree)
+
+
+def in_blocks(f: Callable, rows, blocks: int):
+  """`f(rows)` for an `f` that treats each row by itself, a block at a time.
+
+  What `f` makes on the way is kept for one block alone, and computed again for
+  the gradient.
+
+  Args:
+    f: from a pytree of arrays [k ...] to another.
+    rows: a pytree of arrays [b ...].
+    blocks: their number; one is `f(rows)` itself.
+
+  Raises:
+    ValueError: `blocks` does not divide b.
+  """
+  if blocks == 1:
+    return f(rows)
+  return strided_join(
+    jax.lax.map(jax.checkpoint(f), strided_split(rows, blocks))
+  )

@@ -54,16 +54,10 @@ CASES = {
   "ibot": (SOUND, []),
   "dinov2": (SOUND, []),
 }
-QUICK = ("simsiam without predictor",)
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-    for name in CASES
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_broken_collapses_and_what_is_sound_does_not(
   name, tmp_path, caplog
 ):

@@ -168,6 +168,16 @@ def test_any_spread_gives_the_same_steps(name, way):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("way", ["jit8", "shard_map8"])
+def test_a_loss_in_blocks_gives_the_same_steps(way):
+  wrap, axis_name, _ = WAYS[way]
+  method = simclr.make(
+    toys.Layer(), head_norm=False, out_dim=16, temperature=0.2, blocks=4
+  )
+  losses, _ = run(method, wrap, axis_name=axis_name)
+  np.testing.assert_allclose(losses, reference("simclr")[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_two_stages_give_the_gradient_of_the_composition(name):
   method = METHODS[name]()
@@ -342,7 +352,7 @@ def test_accumulation_that_does_not_divide_is_refused():
   method, tx = METHODS["simclr"](), optax.sgd(0.1)
   state = toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
   step = core.make_train_step(method, tx, augment=toys.augment, accumulate=5)
-  with pytest.raises(ValueError, match="does not divide"):
+  with pytest.raises(ValueError, match="do not divide"):
     step(state, batch_of(0), RNG)
 
 

@@ -58,6 +58,21 @@ def test_ntxent_has_no_gradient_from_the_self_pair():
     )
 
 
+@pytest.mark.parametrize("blocks", [2, 8, 24])
+def test_ntxent_in_blocks_is_the_same(blocks):
+  z1, z2 = views(12)
+  f = lambda blocks: jax.value_and_grad(
+    lambda z1, z2: losses.ntxent(z1, z2, temperature=0.2, blocks=blocks),
+    argnums=(0, 1),
+  )(z1, z2)
+  (plain, grads), (value, blocked) = f(1), f(blocks)
+  np.testing.assert_allclose(value, plain, rtol=1e-6)
+  for a, b in zip(blocked, grads):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+  with pytest.raises(ValueError, match="5 parts do not divide 24 rows"):
+    f(5)
+
+
 def test_ntxent_at_extremes():
   for z1, z2 in (
     (jnp.zeros((4, 8)), jnp.zeros((4, 8))),

@@ -23,6 +23,7 @@ CONFIG = "configs/mae_vit_fashion_mnist.py:quick"
 )
 def test_sound(name, capsys):
   flags = [f"--config={CONFIG}", "--kills=2", "--seed=1"]
+  flags += ["--config.encoder.depth=1", "--config.method.decoder_depth=1"]
   assert cli.main(["selftest", name, *flags]) == 0
   figures = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert figures["passed"] and figures["test"] == name

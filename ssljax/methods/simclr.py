@@ -24,6 +24,7 @@ def make(
   num_layers: int = 2,
   head_norm: bool = True,
   scale: float = 1.0,
+  blocks: int = 1,
 ) -> core.Method:
   """Returns SimCLR around a Flax encoder; batches carry `views` [b 2 h w c].
 
@@ -35,6 +36,7 @@ def make(
     num_layers: of the head, 2 in v1 and 3 in v2.
     head_norm: batch norm in the head, as the authors have it.
     scale: of the loss; 0.5 makes the sum of both directions their mean.
+    blocks: of NT-Xent, for batches whose similarities fill the memory.
   """
   # `model_util.py`: batch norm after every layer, the last one without offset,
   # and weights that start at 0.01.
@@ -92,10 +94,12 @@ def make(
     del params, step
     z1, z2 = features["z"][:, 0], features["z"][:, 1]
     # The authors add the losses of both directions: twice the paper's mean.
-    loss = scale * 2 * losses.ntxent(z1, z2, temperature=temperature)
-    similarity = ops.l2_normalize(z1) @ ops.l2_normalize(z2).T
-    found = similarity.argmax(axis=1) == jnp.arange(len(z1))
-    return loss, (method_state, {"contrast_accuracy": found.mean()})
+    loss = losses.ntxent(z1, z2, temperature=temperature, blocks=blocks)
+    z1, z2 = ops.l2_normalize(z1), ops.l2_normalize(z2)
+    nearest = lambda z: (z @ z2.T).argmax(axis=1)
+    found = ops.in_blocks(nearest, z1, blocks) == jnp.arange(len(z1))
+    # The authors add the losses of both directions: twice the paper's mean.
+    return scale * 2 * loss, (method_state, {"contrast_accuracy": found.mean()})
 
   def embed(params, method_state, batch):
     x = batch["views"][:, 0]

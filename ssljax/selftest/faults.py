@@ -13,7 +13,6 @@ from ssljax import errors
 from ssljax import evaluate
 from ssljax.selftest import trial as trial_lib
 
-
 _TWO = ("killed", "whole")
 
 
@@ -42,7 +41,8 @@ def resume(trial, *, kills, **unused):
   ended = trial.run("killed").figures
   trial.expect("it was killed as often as asked", len(killed) == kills, killed)
   for name in ("loss", "monitor/rankme"):
-    here, there = ([r["step"] for r in trial.rows(w) if name in r] for w in _TWO)
+    steps = lambda run, n=name: [r["step"] for r in trial.rows(run) if n in r]
+    here, there = map(steps, _TWO)
     trial.expect(f"{name} is told of every step once", here == there)
   _expect_same(trial, ended, whole, *_TWO)
   return {"kills": killed, "steps": whole["steps"]}
