@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ssljax import digests
 from ssljax import errors
+from ssljax import sharding
 
 
 class Checkpoints:
@@ -35,7 +37,10 @@ class Checkpoints:
     self._saved = None  # the future of the save under way
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     if not read_only:
-      _set_aside(self._directory)
+      if sharding.is_first():
+        _set_aside(self._directory)
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("set aside")
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(

@@ -15,6 +15,8 @@ usage: ssljax <command> [flags]
   prepare NAME [--data_dir=D]           build a dataset where it is missing
           [--tokenizer=bert|roberta|gpt --vocab=N]
   train --config=FILE[:variant,...] --workdir=W [--config.key=value ...]
+        [--coordinator=auto]            one of several processes, as SLURM,
+        [--coordinator=HOST:PORT --processes=N --process=I]     GKE, MPI start
   evaluate --workdir=W [--protocols=knn,linear,loss,finetune] [--step=N]
            [--data=NAME] [--train_split=S] [--test_split=S]
            [--fractions=0.01,0.1,1 --seeds=1] [--floors=0]
@@ -27,7 +29,7 @@ usage: ssljax <command> [flags]
   selftest NAME [--config=FILE[:variant,...]] [--workdir=W] [--seed=0]
            [--kills=5] [--flips=20] [--config.key=value ...]
                 NAME: resume, corrupt, sigterm, diskfull, devices, nan,
-                stall
+                stall, multihost, elastic
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
                                         or mae; F: .safetensors, .npz, .pth
@@ -118,8 +120,22 @@ def _prepare(argv):
 def _train(argv):
   own = [a for a in argv if not a.startswith(("--config.", "--noconfig."))]
   values, _ = _parse(
-    own, needs=("config", "workdir"), config=None, workdir=None
+    own,
+    needs=("config", "workdir"),
+    config=None,
+    workdir=None,
+    coordinator=None,
+    processes=None,
+    process=None,
+    heartbeat="100",
   )
+  if values["coordinator"] is not None:
+    from ssljax import sharding
+
+    counts = ("processes", "process", "heartbeat")
+    sharding.connect(
+      values["coordinator"], *(_number(values, name, int) for name in counts)
+    )
   from ssljax import config
   from ssljax import train
 

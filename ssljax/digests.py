@@ -82,8 +82,16 @@ def write(folder: str, arrays: dict[str, list]) -> None:
 
 
 def exist(folder: str) -> bool:
-  """Whether the checkpoint in `folder` was declared whole."""
-  return os.path.exists(os.path.join(folder, _NAME.format(0)))
+  """Whether the checkpoint in `folder` was declared whole, by all processes."""
+  first = os.path.join(folder, _NAME.format(0))
+  if not os.path.exists(first):
+    return False
+  try:
+    processes = _read(first)["processes"]
+  except ValueError:  # it was, and is damaged
+    return True
+  names = map(_NAME.format, range(processes))
+  return all(os.path.exists(os.path.join(folder, name)) for name in names)
 
 
 def read(folder: str) -> dict[str, list]:

@@ -283,7 +283,7 @@ def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:
     places = np.arange(start, start + size)
     batch = source.read(order[np.minimum(places, len(source) - 1)])
     example = {k: batch.pop(k) for k in source.example}
-    pooled = run.embed(state, jax.device_put(example, place))
+    pooled = run.embed(state, sharding.put(example, place))
     rows.append({"pooled": pooled, **batch})
   back = np.argsort(order)
   stack = lambda *x: np.concatenate([np.asarray(a) for a in x])[back]

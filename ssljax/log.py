@@ -17,6 +17,7 @@ from tensorboardX.proto import event_pb2
 
 from ssljax import errors
 from ssljax import monitors
+from ssljax import sharding
 
 # Steps that may be under way on the device. Two keep it busy, and more would
 # only hold batches in memory.
@@ -61,6 +62,7 @@ class Log:
       total=run.total_steps,
       initial=start,
       unit="step",
+      disable=not sharding.is_first(),
       mininterval=0.5 if sys.stderr.isatty() else 30,
       dynamic_ncols=True,
     )

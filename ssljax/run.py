@@ -356,7 +356,7 @@ def make_refresh(run: Run) -> Callable | None:
       for batch in stream.in_order(
         run.source,
         batch_size=run.config.batch_size,
-        to_device=lambda batch: jax.device_put(batch, cut),
+        to_device=lambda batch: sharding.put(batch, cut),
       ):
         yield views[train](batch, read_rng)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 import ssljax
 from ssljax import checkpoint
@@ -65,7 +66,11 @@ def train(config, workdir: str) -> dict:
     state = first_state(run)
   step_fn = compile_step(run)
   log = log_lib.Log(
-    run, workdir, clock, start=resumed_from or 0, dim=monitor and monitor.dim
+    run,
+    _own_folder(workdir),
+    clock,
+    start=resumed_from or 0,
+    dim=monitor and monitor.dim,
   )
   try:
     state = _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor)
@@ -125,7 +130,7 @@ class _Monitor:
     n = max(n - n % devices, devices)
     # Over the whole source: its first examples may be of one class.
     spread = np.linspace(0, len(run.source) - 1, n).astype(np.int64)
-    self._batch = jax.device_put(
+    self._batch = sharding.put(
       run.source.read(spread), sharding.by_example(run.mesh)
     )
 
@@ -179,7 +184,7 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
         (last and config.eval.last) or (eval_every and done % eval_every == 0)
       )
       # Read once: a signal later in this step ends the run after the next.
-      stops = bool(terminated)
+      stops = terminated.at(done)
       saves = last or stops or done % config.checkpoint.every_steps == 0
       if evaluates or saves:
         log.flush()  # waits, so that nothing that is not finite is saved
@@ -263,19 +268,21 @@ def _batches(run, state, start):
     stop_step=stop,
     batch_size=run.config.batch_size,
     weights=None if weights is None else np.asarray(weights),
-    to_device=lambda batch: jax.device_put(batch, place),
+    to_device=lambda batch: sharding.put_parts(batch, place),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
 
 
 class _Terminated:
-  """True once SIGTERM came; the loop ends itself at the next step."""
+  """Whether SIGTERM came, to this process or another; the loop ends itself."""
 
   def __enter__(self):
-    self._came = False
-    try:
-      self._before = signal.signal(signal.SIGTERM, self._note)
-    except ValueError:  # not the main thread, as in a notebook's executor
-      self._before = None
+    self._came, self._before = False, None
+    # Among several processes jax' own handler lets all stop at the same step.
+    if jax.process_count() == 1:
+      with contextlib.suppress(ValueError):  # in a thread, as in a notebook
+        self._before = signal.signal(signal.SIGTERM, self._note)
     return self
 
   def __exit__(self, *unused):
@@ -285,7 +292,9 @@ class _Terminated:
   def _note(self, *unused):
     self._came = True
 
-  def __bool__(self):
+  def at(self, step):
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
     return self._came
 
 
@@ -318,7 +327,9 @@ def _refuse_other_files(run, workdir):
 def _claim(run, workdir):
   """Makes the workdir this run's own."""
   try:
-    os.makedirs(workdir, exist_ok=True)
+    os.makedirs(_own_folder(workdir), exist_ok=True)
+    if not sharding.is_first():
+      return
     config_lib.save(run.config, os.path.join(workdir, "config.json"))
     for name, text in run.source.files.items():
       path = run_lib.data_file(workdir, name)
@@ -331,6 +342,13 @@ def _claim(run, workdir):
     raise errors.UserError(
       f"cannot write to --workdir={workdir} ({e.strerror}): give another"
     ) from e
+
+
+def _own_folder(workdir):
+  """Where a process tells of itself: the first one in the workdir."""
+  if sharding.is_first():
+    return workdir
+  return os.path.join(workdir, f"process_{jax.process_index()}")
 
 
 def environment() -> dict:
@@ -350,6 +368,7 @@ def environment() -> dict:
     "numpy": np.__version__,
     "platform": platform.platform(),
     "devices": [str(d) for d in jax.devices()],
+    "processes": jax.process_count(),
     "cpus": os.cpu_count(),
   }
 

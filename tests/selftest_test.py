@@ -11,16 +11,14 @@ from ssljax import selftest
 CONFIG = "configs/mae_vit_fashion_mnist.py:quick"
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "resume",
-    *(
-      pytest.param(name, marks=pytest.mark.slow)
-      for name in ("corrupt", "sigterm", "diskfull", "devices", "nan", "stall")
-    ),
-  ],
-)
+# `resume` is quick, and all others are run with the slow tests.
+NAMES = [
+  pytest.param(name, marks=[] if name == "resume" else pytest.mark.slow)
+  for name in selftest._TESTS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_sound(name, capsys):
   flags = [f"--config={CONFIG}", "--kills=2", "--seed=1"]
   flags += ["--config.encoder.depth=1", "--config.method.decoder_depth=1"]

@@ -10,6 +10,7 @@ import tempfile
 from ssljax import errors
 from ssljax.selftest import faults
 from ssljax.selftest import numbers
+from ssljax.selftest import processes
 from ssljax.selftest import trial as trial_lib
 
 _CONFIG = "configs/simclr_resnet18_fashion_mnist.py:quick"
@@ -21,6 +22,8 @@ _TESTS = {
   "devices": numbers.devices,
   "nan": numbers.nan,
   "stall": faults.stall,
+  "multihost": processes.multihost,
+  "elastic": processes.elastic,
 }
 
 

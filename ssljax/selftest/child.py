@@ -1,8 +1,9 @@
 """A command of ssljax, watched and with a fault: `child SPEC COMMAND ...`.
 
-SPEC is a JSON object: `batches` is a file to which "STEP SHA256" is written for
-each batch that the loop takes, `poison` the step whose features become NaN,
-`stall` the read that hangs, counted from 1, and for how many seconds.
+SPEC is a JSON object. `batches`: a file to which "STEP SHA256 INDEX,..." is
+written for each batch that the loop takes, of this process's part; `poison`:
+the step whose features become NaN; `stall`: the read that hangs, counted from
+1, and for how many seconds.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssljax import cli
 from ssljax import replay
@@ -36,10 +38,20 @@ def _recorded(batches, path):
       step = start_step
       for batch in batches(source, start_step=start_step, **options):
         step += 1
-        f.write(f"{step} {replay.batch_sha256(batch)}\n")
+        part = jax.tree.map(_part, batch)
+        index = ",".join(map(str, part["index"]))
+        f.write(f"{step} {replay.batch_sha256(part)} {index}\n")
         yield batch
 
   return recorded
+
+
+def _part(x):
+  """What this process has of an array, in the order of its rows."""
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  shards = sorted(x.addressable_shards, key=lambda s: s.index[0].start or 0)
+  return np.concatenate([s.data for s in shards])
 
 
 class _Hanging:

@@ -11,6 +11,7 @@ from ssljax import checkpoint
 from ssljax import digests
 from ssljax import errors
 from ssljax import evaluate
+from ssljax.selftest import processes
 from ssljax.selftest import trial as trial_lib
 
 _TWO = ("killed", "whole")
@@ -49,7 +50,7 @@ def resume(trial, *, kills, **unused):
 
 
 def sigterm(trial, **unused):
-  """SIGTERM at a random moment."""
+  """SIGTERM at a random moment, to one process and to one of two."""
   whole = trial.run("whole").figures
   process = trial.start("terminated")
   target = trial.rng.randint(1, max(1, whole["steps"] - 5))
@@ -68,6 +69,7 @@ def sigterm(trial, **unused):
     ended["resumed_from"],
   )
   _expect_same(trial, ended, whole, "terminated", "whole")
+  processes.sigterm(trial)
   return {"terminated_at": last, "steps": whole["steps"]}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -62,20 +63,20 @@ class Trial:
     return os.path.join(self.folder, f"{name.replace('/', '-')}.{kind}")
 
   def start(
-    self, name, *flags, devices=None, command="train", **faults
+    self, name, *flags, devices=None, command="train", process=0, **faults
   ) -> subprocess.Popen:
     """Starts a command on the workdir `name`; faults are those of `child`."""
     spec = dict(faults)
     if command == "train":
       flags = [*self._flags, *flags]
-      spec["batches"] = self._note(name, "batches")
+      spec["batches"] = self._note(name, f"{process}.batches")
     environment = dict(self._environment)
     if devices is not None:
       old = environment.get("XLA_FLAGS", "").split()
       flag = "--xla_force_host_platform_device_count"
       old = [part for part in old if not part.startswith(flag)]
       environment["XLA_FLAGS"] = " ".join([*old, f"{flag}={devices}"])
-    with open(self._note(name, "stderr"), "w") as stderr:
+    with open(self._note(name, f"{process}.stderr"), "w") as stderr:
       return subprocess.Popen(
         [
           *(sys.executable, "-m", "ssljax.selftest.child", json.dumps(spec)),
@@ -87,15 +88,33 @@ class Trial:
         env=environment,
       )
 
-  def end(self, process, name) -> Ended:
+  def start_both(self, name, *flags, heartbeat=100, **options):
+    """Starts a run of two processes, of one device each."""
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      address = f"localhost:{free.getsockname()[1]}"
+    flags = [*flags, f"--coordinator={address}", "--processes=2"]
+    flags += [f"--heartbeat={heartbeat}"]
+    return [
+      self.start(
+        name, *flags, f"--process={i}", devices=1, process=i, **options
+      )
+      for i in range(2)
+    ]
+
+  def end_both(self, processes, name) -> list["Ended"]:
+    """Waits for what `start_both` gave."""
+    return [self.end(p, name, process=i) for i, p in enumerate(processes)]
+
+  def end(self, started, name, process=0) -> Ended:
     """Waits for what `start` gave."""
-    out, _ = process.communicate()
-    with open(self._note(name, "stderr")) as f:
+    out, _ = started.communicate()
+    with open(self._note(name, f"{process}.stderr")) as f:
       stderr = f.read()
     figures = None
-    if process.returncode == 0:
+    if started.returncode == 0:
       figures = json.loads(out.strip().splitlines()[-1])
-    return Ended(process.returncode, figures, stderr)
+    return Ended(started.returncode, figures, stderr)
 
   def run(self, name, *flags, status=0, **options) -> Ended:
     """Runs a command to its end, which must be with `status`.
@@ -132,14 +151,17 @@ class Trial:
     """The last that metrics.jsonl tells of."""
     return max((row["step"] for row in self.rows(name)), default=0)
 
-  def batches(self, name) -> dict[int, set[str]]:
-    """The digests of the batches that were seen as that of each step."""
+  def batches(self, name, process=0, column=1) -> dict[int, set[str]]:
+    """The digests of the batches that were seen as that of each step.
+
+    Column 2 has their examples' places in the source instead, "3,0,...".
+    """
     seen = {}
-    with open(self._note(name, "batches")) as f:
+    with open(self._note(name, f"{process}.batches")) as f:
       for line in f:
         if line.endswith("\n"):
-          step, digest = line.split()
-          seen.setdefault(int(step), set()).add(digest)
+          words = line.split()
+          seen.setdefault(int(words[0]), set()).add(words[column])
     return seen
 
   def checkpoints(self, name) -> str:
