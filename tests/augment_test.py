@@ -118,7 +118,9 @@ def batch_of(n, c=3, seed=0):
   }
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize(
+  "channels", [1, 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", augment.PRESETS)
 def test_presets_give_views_of_any_number_of_channels(name, channels):
   views = augment.make(name, size=(12, 12), **_local(name))

@@ -7,19 +7,25 @@ import tempfile
 import pytest
 
 # Tests compile much and compute little.
-_quick = ["--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-  _quick.append("--xla_cpu_use_fusion_emitters=false")  # later ones lack it
+_old = importlib.metadata.version("jaxlib").startswith("0.10.")
+_no_emitters = (
+  "--xla_cpu_use_fusion_emitters=false" if _old else ""
+)  # gone since
 os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
-    *_quick,
+    "--xla_backend_optimization_level=0",
+    _no_emitters,
     # Eight devices on two busy cores may wait long for each other.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
   ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# For what trains longer, in processes of its own.
+os.environ["SSLJAX_TEST_LONGER"] = (
+  f"{_no_emitters} --xla_backend_optimization_level=1"
+)
 
 # Tests run the same programs in many processes: each is compiled once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

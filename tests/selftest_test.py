@@ -20,7 +20,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sound(name, capsys):
-  flags = [f"--config={CONFIG}", "--kills=2", "--seed=1"]
+  flags = [f"--config={CONFIG}", "--kills=1", "--seed=1"]
   flags += ["--config.encoder.depth=1", "--config.method.decoder_depth=1"]
   assert cli.main(["selftest", name, *flags]) == 0
   figures = json.loads(capsys.readouterr().out.splitlines()[-1])

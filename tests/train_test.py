@@ -347,7 +347,7 @@ def test_only_keys_of_every_config_have_a_default_that_may_be_missing():
   assert config_lib.difference(old, new) == ["method.norm_pix: None -> False"]
 
 
-@pytest.mark.parametrize("step", [10, 56])
+@pytest.mark.parametrize("step", [pytest.param(10, marks=pytest.mark.slow), 56])
 def test_an_update_is_replayed(whole, tmp_path, step):
   workdir, _ = whole
   out = str(tmp_path / "batch.npz")
