@@ -29,7 +29,7 @@ usage: ssljax <command> [flags]
   selftest NAME [--config=FILE[:variant,...]] [--workdir=W] [--seed=0]
            [--kills=5] [--flips=20] [--config.key=value ...]
                 NAME: resume, corrupt, sigterm, diskfull, devices, nan,
-                stall, multihost, elastic
+                stall, multihost, elastic, badrecord
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
                                         or mae; F: .safetensors, .npz, .pth

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from sklearn import datasets
+from tensorflow_datasets.proto import tf_example_pb2
 
 from ssljax import errors
 from ssljax.data import images
 from ssljax.data import prepare
 from ssljax.data import sources
+from ssljax.data import tfds_records
 
 
 def picture(seed, h=12, w=16, c=3, dtype=np.uint8):
@@ -291,3 +293,22 @@ def test_an_unknown_dataset_names_the_nearest():
       sources.make(name, split="train")
   with pytest.raises(errors.UserError, match="data.name"):
     sources.make("", split="train")
+
+
+def test_a_corrupt_record_leaves_the_others_of_its_batch():
+  class Reader:
+    def __getitems__(self, indices):
+      if 2 in indices:
+        raise RuntimeError("chunk data hash mismatch")
+      return [_example(bytes([i]), i) for i in indices]
+
+  def _example(data, label):
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(data)
+    example.features.feature["label"].int64_list.value.append(label)
+    return example.SerializeToString()
+
+  records = object.__new__(tfds_records.Records)
+  records._records = Reader()
+  rows = list(records.parsed([1, 2, 3], "image"))
+  assert rows == [(b"\x01", 1), (None, -1), (b"\x03", 3)]

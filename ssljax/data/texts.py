@@ -277,8 +277,12 @@ class _Tfds(_Documents):
 
     records = tfds_records.Records(name, split, data_dir, feature)
     super().__init__(records.num_classes)
-    for data, label in records.parsed(range(len(records)), feature):
-      self._add(data, label)
+    for i, row in enumerate(records.parsed(range(len(records)), feature)):
+      if row[0] is None:
+        raise errors.UserError(
+          f"{records.name(i)} is corrupt: remove the dataset, prepare it anew"
+        )
+      self._add(*row)
 
 
 class _Descriptions(_Documents):

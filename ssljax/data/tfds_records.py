@@ -56,12 +56,26 @@ class Records:
     return f"{self._name}[{i}]"
 
   def parsed(self, indices, name):
-    """(the bytes of a feature, the label or -1) of each record."""
-    for record in self._records.__getitems__([int(i) for i in indices]):
+    """(the bytes of a feature, the label or -1) of each record.
+
+    Of a corrupt one it is (None, -1).
+    """
+    for record in self._read([int(i) for i in indices]):
+      if record is None:
+        yield None, -1
+        continue
       feature = tf_example_pb2.Example.FromString(record).features.feature
       label = feature["label"].int64_list.value if "label" in feature else None
       value = feature[name].bytes_list.value
       yield value[0] if value else b"", label[0] if label else -1
+
+  def _read(self, indices):
+    try:
+      return self._records.__getitems__(indices)
+    except RuntimeError:  # a hash does not fit
+      if len(indices) == 1:
+        return [None]
+    return [self._read([i])[0] for i in indices]
 
 
 class Images(Records):
@@ -73,6 +87,6 @@ class Images(Records):
 
   def get(self, indices):
     return [
-      (images.decode(data), label)
+      (None if data is None else images.decode(data), label)
       for data, label in self.parsed(indices, "image")
     ]

@@ -11,6 +11,7 @@ from ssljax import errors
 from ssljax.selftest import faults
 from ssljax.selftest import numbers
 from ssljax.selftest import processes
+from ssljax.selftest import records
 from ssljax.selftest import trial as trial_lib
 
 _CONFIG = "configs/simclr_resnet18_fashion_mnist.py:quick"
@@ -24,6 +25,7 @@ _TESTS = {
   "stall": faults.stall,
   "multihost": processes.multihost,
   "elastic": processes.elastic,
+  "badrecord": records.badrecord,
 }
 
 

@@ -1,0 +1,77 @@
+"""Examples that cannot be read."""
+
+import glob
+import os
+import shutil
+
+import cv2
+from sklearn import datasets
+
+from ssljax.data import prepare
+
+_BAD, _IMAGES = 3, 200
+
+
+def badrecord(trial, **unused):
+  """Corrupt images in a folder, and corrupt records in ArrayRecord."""
+  folder, names = _folder(trial)
+  flags = [
+    *("--config.data.size=8,8", "--config.data.channels=1"),
+    *("--config.data.memory_budget=0", "--config.eval.last=false"),
+    *("--config.steps=20", "--config.monitor.every_steps=0"),
+  ]
+  name = f"--config.data.name=folder:{folder}"
+  _expect(trial, "folder", [name, "--config.data.split=all", *flags], names)
+  flags += [
+    *("--config.data.name=fashion_mnist", "--config.data.split=train[:2%]"),
+    f"--config.data.data_dir={_array_record(trial)}",
+  ]
+  _expect(trial, "array_record", flags, ["fashion_mnist/train[:2%]["])
+  return {"bad": _BAD, "images": _IMAGES}
+
+
+def _expect(trial, what, flags, names):
+  allowed = "--config.data.max_corrupt=5000"
+  first = trial.run(what, *flags, allowed)
+  told = [name for name in names if name in first.stderr]
+  trial.expect(f"{what}: trains on, and names them", told == names, told)
+  trial.run(f"{what}_again", *flags, allowed)
+  same = trial.batches(what) == trial.batches(f"{what}_again")
+  trial.expect(f"{what}: the batches are the same again", same)
+  started = trial.start(f"{what}_more", *flags, "--config.data.max_corrupt=1")
+  ended = trial.end(started, f"{what}_more")
+  trial.expect(f"{what}: more than allowed end it with 2", ended.status == 2)
+  line = [s for s in ended.stderr.splitlines() if s.startswith("ssljax: ")]
+  ok = len(line) == 1 and "max_corrupt=1" in line[0]
+  trial.expect(f"{what}: in one line", ok, [s[:80] for s in line])
+
+
+def _folder(trial):
+  """A folder of digits, some of them cut short; and the names of those."""
+  folder = trial.workdir("images")
+  os.makedirs(folder)
+  digits = datasets.load_digits().images[:_IMAGES]
+  for i, image in enumerate(digits):
+    image = (image * 15).astype("uint8")
+    cv2.imwrite(os.path.join(folder, f"{i:03}.png"), image)
+  bad = sorted(trial.rng.sample(range(_IMAGES), _BAD))
+  bad = [f"{i:03}.png" for i in bad]
+  for name in bad:
+    os.truncate(os.path.join(folder, name), 40)
+  return folder, bad
+
+
+def _array_record(trial):
+  """A TFDS folder whose Fashion-MNIST has bytes of its records overwritten."""
+  prepare.prepare("fashion_mnist")
+  where = prepare.find_builder("fashion_mnist", None).data_path
+  data_dir = trial.workdir("tfds")
+  copy = os.path.join(data_dir, *os.path.normpath(where).split(os.sep)[-2:])
+  shutil.copytree(where, copy)
+  path = sorted(glob.glob(os.path.join(copy, "*train*")))[0]
+  size = os.path.getsize(path)
+  for part in range(1, _BAD + 1):  # in the first hundredth
+    with open(path, "r+b") as f:
+      f.seek(size * part // (100 * _BAD))
+      f.write(bytes(64))
+  return data_dir
