@@ -34,11 +34,12 @@ class Checkpoints:
     """
     self._directory = os.path.abspath(directory)
     self._read_only = read_only
+    self._wrong = {}  # by step, what `digests.wrong_file` said
     self._saved = None  # the future of the save under way
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     if not read_only:
       if sharding.is_first():
-        _set_aside(self._directory)
+        self._wrong[_set_aside(self._directory)] = None
       if jax.process_count() > 1:
         multihost_utils.sync_global_devices("set aside")
     self._manager = ocp.CheckpointManager(
@@ -66,7 +67,7 @@ class Checkpoints:
       whole = lambda step: True
     else:
       steps = _steps(self._directory)
-      whole = lambda step: digests.wrong_file(self._folder(step)) is None
+      whole = lambda step: self._wrong_file(step) is None
     older = (s for s in steps if before is None or s < before)
     return next(filter(whole, older), None)
 
@@ -137,6 +138,12 @@ class Checkpoints:
   def _folder(self, step):
     return os.path.join(self._directory, str(step))
 
+  def _wrong_file(self, step):
+    """`digests.wrong_file` of a step, whose files are read once."""
+    if step not in self._wrong:
+      self._wrong[step] = digests.wrong_file(self._folder(step))
+    return self._wrong[step]
+
   def restore(self, abstract, step: int | None = None):
     """Restores the latest state, or that of `step`.
 
@@ -147,14 +154,16 @@ class Checkpoints:
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    step = self.latest_step() if step is None else step
-    if step not in self._manager.all_steps():
-      have = ", ".join(map(str, self._manager.all_steps())) or "none"
+    have = self._manager.all_steps()
+    asked, step = step, self.latest_step() if step is None else step
+    if step not in have:
+      what = "that is whole" if asked is None else f"of step {asked}"
+      there = ", ".join(map(str, have)) or "none"
       raise errors.UserError(
-        f"no checkpoint of step {step} in {self._directory}: there is {have}"
+        f"no checkpoint {what} in {self._directory}: there is {there}"
       )
     folder = self._folder(step)
-    wrong = digests.wrong_file(folder)
+    wrong = self._wrong_file(step)
     if wrong is None:
       args = ocp.args.StandardRestore(abstract)
       state = self._manager.restore(step, args=args)
@@ -201,8 +210,8 @@ def _steps(directory):
 
 
 def _set_aside(directory):
-  """Renames what is not whole, down to the newest step that is."""
-  found = []
+  """Renames what is not whole, down to the newest step that is: returns it."""
+  found, newest = [], None
   for step in _steps(directory):
     folder = os.path.join(directory, str(step))
     if not digests.exist(folder):  # never saved: the process died before
@@ -210,6 +219,7 @@ def _set_aside(directory):
     elif wrong := digests.wrong_file(folder):
       found.append((step, "damaged", wrong))
     else:
+      newest = step
       break
   else:
     damaged = [str(step) for step, kind, _ in found if kind == "damaged"]
@@ -225,6 +235,7 @@ def _set_aside(directory):
     logging.warning(
       "step %d is %s (%s): set aside as %s", step, kind, wrong, aside
     )
+  return newest
 
 
 def _read_arrays(path, shapes):

@@ -332,13 +332,18 @@ def write_embeddings(
   """
   run, state = restore(workdir, step)
   rows = embed(run, state, labelled(run, data, split))
-  try:
-    np.savez(out, **rows)
-  except OSError as e:
-    raise errors.UserError(f"cannot write --out={out}: {e.strerror}") from e
+  write_npz(out, rows)
   return {
     "out": out,
     "examples": len(rows["pooled"]),
     "dim": rows["pooled"].shape[1],
     "step": int(state.step),
   }
+
+
+def write_npz(out: str, arrays: dict) -> None:
+  """Raises UserError where `--out` cannot be written."""
+  try:
+    np.savez(out, **arrays)
+  except OSError as e:
+    raise errors.UserError(f"cannot write --out={out}: {e.strerror}") from e

@@ -12,6 +12,7 @@ import numpy as np
 
 from ssljax import checkpoint
 from ssljax import errors
+from ssljax import evaluate
 from ssljax import run as run_lib
 from ssljax import train
 
@@ -52,10 +53,7 @@ def replay(workdir: str, step: int, out: str | None = None) -> dict:
   (update,) = collections.deque(updates, maxlen=1)
   batch = jax.tree.map(np.asarray, update.batch)
   if out is not None:
-    try:
-      np.savez(out, **batch)
-    except OSError as e:
-      raise errors.UserError(f"cannot write --out={out}: {e.strerror}") from e
+    evaluate.write_npz(out, batch)
   return {
     "step": step,
     "from": start or 0,

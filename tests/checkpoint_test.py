@@ -123,6 +123,26 @@ def test_a_step_that_was_asked_for_and_is_damaged_is_an_error(folder):
     checkpoints.restore(_state(0), 2)
 
 
+def test_without_digests_nothing_counts_as_saved(folder):
+  for path in list(_files(folder)):
+    if os.path.basename(path).startswith("digests."):
+      os.remove(path)
+  with pytest.raises(errors.UserError, match="that is whole .*: there is 1, 2"):
+    _restored(folder, read_only=True)
+  assert checkpoint.Checkpoints(str(folder)).latest_step() is None
+  assert sorted(os.listdir(folder)) == [f"unfinished-{i}" for i in (1, 2, 3)]
+
+
+def test_files_are_read_once(folder, monkeypatch):
+  read, sound = [], digests.wrong_file
+  note = lambda folder: read.append(folder) or sound(folder)
+  monkeypatch.setattr(digests, "wrong_file", note)
+  for options in ({}, {"read_only": True}):
+    read.clear()
+    _restored(folder, **options)
+    assert read == [str(folder / "3")]
+
+
 def test_nothing_starts_anew_where_all_are_damaged(folder):
   for step in "123":
     _flip(max(_files(folder / step), key=os.path.getsize), 5)
