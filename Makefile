@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all test-tpu lint clean
 
 quickstart: $(VENV)/run
 	$(BIN)/python -m ssljax.quickstart
@@ -13,6 +13,10 @@ test: $(VENV)/test
 
 test-all: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Every config's step, compiled for a TPU that need not be there.
+test-tpu: $(VENV)-tpu/test
+	$(VENV)-tpu/bin/python -m pytest -n 2 --dist worksteal tests/tpu
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -26,5 +30,12 @@ $(VENV)/test: $(VENV)/run
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
 	touch $@
 
+# An environment of its own: beside libtpu, profiling on a CPU crashes.
+$(VENV)-tpu/test: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/pip install --quiet --disable-pip-version-check \
+	  --editable '.[test,plan]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu runs build *.egg-info

@@ -33,7 +33,8 @@ def step(way):
 
   # Outside of a scan XLA's CPU backend undoes rematerialisation.
   remat = way == "blocks+remat"
-  decoder = gpt.make(variant="mini", dropout=0.0, remat=remat, scan=remat)
+  kind = "full" if remat else "none"
+  decoder = gpt.make(variant="mini", dropout=0.0, remat=kind, scan=remat)
   method = gpt_method.make(decoder, block=512)
   if way == "plain":
     method = method._replace(forward=_plain(decoder))

@@ -284,11 +284,20 @@ def require_room(directory: str, state) -> None:
     )
 
 
+def _whole(leaf):
+  """An array that processes share as one; each must ask for it."""
+  if isinstance(leaf, jax.Array) and not (
+    leaf.is_fully_addressable or leaf.is_fully_replicated
+  ):
+    return multihost_utils.process_allgather(leaf, tiled=True)
+  return leaf
+
+
 def sha256(state) -> str:
   """A digest of every leaf: its path, type, shape and bytes."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    leaf = np.ascontiguousarray(leaf)
+    leaf = np.ascontiguousarray(_whole(leaf))
     name = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}"
     digest.update(name.encode())
     digest.update(leaf.tobytes())

@@ -30,6 +30,10 @@ usage: ssljax <command> [flags]
            [--kills=5] [--flips=20] [--config.key=value ...]
                 NAME: resume, corrupt, sigterm, diskfull, devices, nan,
                 stall, multihost, elastic, badrecord
+  plan --config=FILE[:variant,...] --topology=v5e:4x4[,v5p:8x8x8,cpu:8,...]
+       [--json] [--remat=none,dots,full] [--largest] [--mfu=0.4]
+       [--examples=N --classes=N] [--config.key=value ...]
+                                what a step takes on chips that are not here
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
                                         or mae; F: .safetensors, .npz, .pth
@@ -287,6 +291,41 @@ def _selftest(argv):
   return selftest.selftest(names[0], overrides=overrides, **values)
 
 
+def _plan(argv):
+  own = [a for a in argv if not a.startswith(("--config.", "--noconfig."))]
+  values, _ = _parse(
+    own,
+    needs=("config", "topology"),
+    config=None,
+    topology=None,
+    json=False,
+    remat=None,
+    largest=False,
+    mfu="0.4",
+    examples=None,
+    classes=None,
+  )
+  names = values.pop("topology").split(",")
+  if "cuda" not in names:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu looks for a chip
+  cpus = [int(n[4:]) for n in names if n.startswith("cpu:") and n[4:].isdigit()]
+  flag = "--xla_force_host_platform_device_count"
+  if cpus and flag not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += f" {flag}={max(cpus)}"
+  from ssljax import config
+  from ssljax import plan
+  from ssljax.plan import table
+
+  as_json, path = values.pop("json"), values.pop("config")
+  for name, kind in (("mfu", float), ("examples", int), ("classes", int)):
+    values[name] = _number(values, name, kind)
+  values["remat"] = values["remat"].split(",") if values["remat"] else ()
+  figures = plan.plan(config.load(path, argv), names, **values)
+  if not as_json:
+    print(table.table(figures))
+  return figures
+
+
 def _typed(values):
   values["workdir"] = os.path.abspath(values["workdir"])
   values["step"] = _number(values, "step", int)
@@ -308,7 +347,8 @@ def _number(values, name, kind):
 def _parse(argv, needs=(), **defaults):
   """Returns ({flag: value}, positional arguments).
 
-  A flag whose default is a list may be given several times.
+  A flag whose default is a list may be given several times; one whose default
+  is False takes no value.
 
   Raises:
     UserError: an unknown flag, or one of `needs` is missing.
@@ -317,6 +357,8 @@ def _parse(argv, needs=(), **defaults):
   for name, default in defaults.items():
     several = isinstance(default, list)
     define = flags.DEFINE_multi_string if several else flags.DEFINE_string
+    if default is False:
+      define = flags.DEFINE_boolean
     define(name, default, "", flag_values=values)
   try:
     rest = values(["ssljax", *argv])[1:]
@@ -340,6 +382,7 @@ _COMMANDS = {
   "report": _report,
   "replay": _replay,
   "selftest": _selftest,
+  "plan": _plan,
   "import": _import,
   "export": _export,
 }

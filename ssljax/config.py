@@ -38,7 +38,9 @@ def base(modality: str = "image") -> config_dict.ConfigDict:
       # Seconds without a step, after which all stacks are told.
       watchdog_s=config_dict.placeholder(float),
       log_every=10,  # steps
-      mesh=dict(data=-1),  # devices; -1 is all of them
+      # Examples are cut over data x fsdp devices, -1 being all there are; the
+      # state is cut over fsdp, but what the regular expression `whole` finds.
+      mesh=dict(data=-1, fsdp=1, whole="queue|center"),
       init_from=config_dict.placeholder(str),  # the workdir of another run
       data=dict(
         modality=modality,
@@ -240,9 +242,23 @@ def to_dict(config: config_dict.ConfigDict) -> dict:
 
 
 def restore(path: str) -> config_dict.ConfigDict:
-  """Reads a config that `save` wrote."""
+  """Reads a config that `save` wrote.
+
+  Keys that `base` has got since then have its default, as in `difference`.
+  """
   with open(path) as f:
-    return config_dict.ConfigDict(json.load(f)).lock()
+    config = json.load(f)
+  known = to_dict(base(config["data"]["modality"]))
+  return config_dict.ConfigDict(_with_defaults(config, known)).lock()
+
+
+def _with_defaults(config, known):
+  inner = {
+    key: _with_defaults(config[key], value)
+    for key, value in known.items()
+    if key in config and isinstance(value, dict) and key not in _NAMED
+  }
+  return {**known, **config, **inner}
 
 
 def difference(old: dict, new: dict) -> list[str]:

@@ -66,6 +66,9 @@ class Method(NamedTuple):
       evaluation's augmentation, and `key` [b]: of images `{title: images
       [b h w c] float32 in the scale of the views}`; of text "logits" [b t
       vocab].
+    is_mean: whether the loss is `features["sum"].sum()`, a float [b], times
+      what integer features alone decide. Its gradient is then known before all
+      of the batch is, and accumulation does with one forward pass.
   """
 
   init: Callable
@@ -75,6 +78,7 @@ class Method(NamedTuple):
   after_update: Callable = _unchanged
   refresh: Callable | None = None
   show: dict[str, Callable] = {}
+  is_mean: bool = False
 
 
 def init_state(
@@ -161,6 +165,7 @@ def make_train_step(
       method_state,
       batch,
       accumulate,
+      method.is_mean,
     )
     # The objective and its gradient, in the features of the global batch.
     everyone = _gather((floats, others), axis_name)
@@ -203,7 +208,7 @@ def make_embed(method: Method, augment: Callable | None = None) -> Callable:
   return embed
 
 
-def _features(forward, params, method_state, batch, n):
+def _features(forward, params, method_state, batch, n, is_mean):
   """Features [b ...], the new state, and `backward(cotangents) -> grads`."""
   if n == 1:
     floats, vjp, (others, new_state) = jax.vjp(
@@ -212,6 +217,9 @@ def _features(forward, params, method_state, batch, n):
     return floats, others, new_state, lambda cotangents: vjp(cotangents)[0]
 
   microbatches = ops.strided_split(batch, n)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  if is_mean:
+    return _sums(forward, params, method_state, microbatches, zeros)
 
   def collect(method_state, microbatch):
     floats, (others, method_state) = forward(params, method_state, microbatch)
@@ -228,9 +236,30 @@ def _features(forward, params, method_state, batch, n):
       return jax.tree.map(jnp.add, total, vjp(cotangents)[0]), None
 
     parts = microbatches, ops.strided_split(cotangents, n)
-    zeros = jax.tree.map(jnp.zeros_like, params)
     return jax.lax.scan(add, zeros, parts)[0]
 
+  return *ops.strided_join(features), new_state, backward
+
+
+def _sums(forward, params, method_state, microbatches, zeros):
+  """As `_features`, of a loss that is a sum times what is known afterwards."""
+
+  def add(carry, microbatch):
+    total, method_state = carry
+    floats, vjp, (others, method_state) = jax.vjp(
+      lambda p: forward(p, method_state, microbatch), params, has_aux=True
+    )
+    ones = jax.tree.map(jnp.zeros_like, floats)
+    ones = ones | {"sum": jnp.ones_like(floats["sum"])}
+    total = jax.tree.map(jnp.add, total, vjp(ones)[0])
+    return (total, method_state), (floats, others)
+
+  (total, new_state), features = jax.lax.scan(
+    add, (zeros, method_state), microbatches
+  )
+  backward = lambda cotangents: jax.tree.map(
+    lambda g: g * cotangents["sum"][0].astype(g.dtype), total
+  )
   return *ops.strided_join(features), new_state, backward
 
 

@@ -253,7 +253,7 @@ def restore(workdir: str, step: int | None = None):
   checkpoints = checkpoint.Checkpoints(
     os.path.join(workdir, "checkpoints"), read_only=True
   )
-  state = checkpoints.restore(run_lib.abstract_state(run), step)
+  state = checkpoints.restore(run.abstract_state, step)
   checkpoints.close()
   return run, state
 

@@ -58,7 +58,8 @@ def make(
       optimiser has it. The first that matches a parameter holds, also before
       `decay_exclude`.
     freeze: dicts of `match` and `steps`, maybe `moments`, see `freeze_until`.
-    **hyper: of the optimiser.
+    **hyper: of the optimiser; all have `moment_dtype`, "bfloat16" or None, in
+      which the first moment is kept between steps.
 
   Raises:
     UserError: an unknown optimiser, an option that it does not have, or a
@@ -133,34 +134,46 @@ def make(
   return optax.GradientTransformation(init, update)
 
 
-def sgd(*, excluded, momentum=0.9, nesterov=False):
+def sgd(*, excluded, momentum=0.9, nesterov=False, moment_dtype=None):
   """SGD as torch.optim has it: the decay joins the gradient before momentum."""
   del excluded
   return optax.chain(
     _add_decay(),
-    optax.trace(momentum, nesterov=nesterov),
+    _trace(momentum, nesterov, moment_dtype),
     _times_rate(),
   )
 
 
-def adamw(*, excluded, b1=0.9, b2=0.999, eps=1e-8, bias_correction=True):
+def adamw(
+  *,
+  excluded,
+  b1=0.9,
+  b2=0.999,
+  eps=1e-8,
+  bias_correction=True,
+  moment_dtype=None,
+):
   """AdamW as torch.optim has it: the decay is decoupled, times the rate.
 
   Without `bias_correction`, and with eps 1e-6, it is BERT's:
   `AdamWeightDecayOptimizer` of google-research/bert `optimization.py`.
   """
   del excluded
-  adam = _scale_by_adam(b1, b2, eps, bias_correction)
+  adam = _scale_by_adam(b1, b2, eps, bias_correction, moment_dtype)
   return optax.chain(adam, _add_decay(), _times_rate())
 
 
-def adam(*, excluded, b1=0.9, b2=0.999, eps=1e-8):
+def adam(*, excluded, b1=0.9, b2=0.999, eps=1e-8, moment_dtype=None):
   """Adam as torch.optim has it: the decay joins the gradient (L2)."""
   del excluded
-  return optax.chain(_add_decay(), _scale_by_adam(b1, b2, eps), _times_rate())
+  return optax.chain(
+    _add_decay(),
+    _scale_by_adam(b1, b2, eps, moment_dtype=moment_dtype),
+    _times_rate(),
+  )
 
 
-def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6):
+def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6, moment_dtype=None):
   """LAMB: You et al. 2019, arXiv:1904.00962, algorithm 2.
 
   What is excluded from decay has no adaptation either, as in the authors'
@@ -168,7 +181,7 @@ def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6):
   does not correct the moments' bias.
   """
   return optax.chain(
-    _scale_by_adam(b1, b2, eps),
+    _scale_by_adam(b1, b2, eps, moment_dtype=moment_dtype),
     _add_decay(),
     _adapt(excluded, 1.0),
     _times_rate(),
@@ -176,7 +189,13 @@ def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6):
 
 
 def lars(
-  *, excluded, momentum=0.9, eeta=0.001, nesterov=False, rate_first=True
+  *,
+  excluded,
+  momentum=0.9,
+  eeta=0.001,
+  nesterov=False,
+  rate_first=True,
+  moment_dtype=None,
 ):
   """LARS as google-research/simclr `lars_optimizer.py` has it.
 
@@ -186,7 +205,7 @@ def lars(
   - rate v. Trust is eeta |w| / |g + decay w|; parameters that are excluded have
   neither decay nor trust.
   """
-  trace = optax.trace(momentum, nesterov=nesterov)
+  trace = _trace(momentum, nesterov, moment_dtype)
   last = (_times_rate(), trace) if rate_first else (trace, _times_rate())
   return optax.chain(_add_decay(), _adapt(excluded, eeta), *last)
 
@@ -200,6 +219,7 @@ def larc(
   clip=False,
   eps=1e-8,
   exclude_from_adaptation=False,
+  moment_dtype=None,
 ):
   """LARC as NVIDIA/apex `parallel/LARC.py` has it around SGD; SwAV uses it.
 
@@ -220,7 +240,7 @@ def larc(
     return jnp.where((w_norm != 0) & (g_norm != 0), (g + decay * w) * a, g)
 
   return optax.chain(
-    _by_param(adapt), optax.trace(momentum, nesterov=nesterov), _times_rate()
+    _by_param(adapt), _trace(momentum, nesterov, moment_dtype), _times_rate()
   )
 
 
@@ -267,15 +287,24 @@ def _apart(match, **parts):
   return optax.partition(parts, labels, mask_compatible_extra_args=True)
 
 
-def _scale_by_adam(b1, b2, eps, bias_correction=True):
+def _trace(momentum, nesterov, dtype):
+  return optax.trace(momentum, nesterov, dtype and jnp.dtype(dtype))
+
+
+def _scale_by_adam(b1, b2, eps, bias_correction=True, moment_dtype=None):
   """As `optax.scale_by_adam`, but 1 - b**count to float32's last digit.
 
-  optax' own loses 1e-5 of the first steps' updates where b2 is 0.999.
+  optax' own loses 1e-5 of the first steps' updates where b2 is 0.999. The
+  second moment stays float32 whatever `moment_dtype` is: in bfloat16 steps of
+  1 - b2 are lost to rounding, and it would stand still.
   """
 
   def init(params):
-    zeros = lambda: jax.tree.map(jnp.zeros_like, params)
-    return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros(), zeros())
+    zeros = lambda dtype: jax.tree.map(
+      lambda x: jnp.zeros_like(x, dtype), params
+    )
+    moments = zeros(moment_dtype and jnp.dtype(moment_dtype)), zeros(None)
+    return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), *moments)
 
   def update(grads, state, params=None):
     del params
@@ -286,6 +315,7 @@ def _scale_by_adam(b1, b2, eps, bias_correction=True):
     nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
     scaled = lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps)
     updates = jax.tree.map(scaled, mu, nu)
+    mu = jax.tree.map(lambda m, old: m.astype(old.dtype), mu, state.mu)
     return updates, optax.ScaleByAdamState(count, mu, nu)
 
   return optax.GradientTransformation(init, update)

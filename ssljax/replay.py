@@ -47,7 +47,7 @@ def replay(workdir: str, step: int, out: str | None = None) -> dict:
   if start is None:
     state = train.first_state(run)
   else:
-    state = checkpoints.restore(run_lib.abstract_state(run), start)
+    state = checkpoints.restore(run.abstract_state, start)
   checkpoints.close()
   updates = train.updates(run, state, train.compile_step(run), stop=step)
   (update,) = collections.deque(updates, maxlen=1)

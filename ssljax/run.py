@@ -7,6 +7,7 @@ dotted name is a module of the user's own.
 import functools
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,7 @@ class Run(NamedTuple):
     steps_per_epoch: whole batches in the source.
     total_steps: of the run.
     learning_rate: `step -> float`, for the log.
+    abstract_state: the state's shapes and shardings.
   """
 
   config: Any
@@ -57,10 +59,16 @@ class Run(NamedTuple):
   steps_per_epoch: int
   total_steps: int
   learning_rate: Callable
+  abstract_state: core.TrainState | None = None
 
 
-def build(config) -> Run:
+def build(config, *, source=None, devices=None) -> Run:
   """Builds all that the config names; nothing long has started.
+
+  Args:
+    config: as in `configs/`.
+    source: the training examples; None opens those of `config.data`.
+    devices: of the mesh; None is all that jax has.
 
   Raises:
     UserError: a name, value or shape is wrong.
@@ -69,9 +77,10 @@ def build(config) -> Run:
     raise errors.UserError(
       f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
     )
-  mesh = sharding.make_mesh(**config.mesh)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
   check_batch(config, mesh)
-  source = open_source(config, config.data.split)
+  if source is None:
+    source = open_source(config, config.data.split)
   source.check(make_encoder(config))
   if len(source) < config.batch_size:
     raise errors.UserError(
@@ -105,8 +114,8 @@ def build(config) -> Run:
     total_steps=total_steps,
     learning_rate=learning_rate,
   )
-  abstract_state(run)  # traces the method: shapes that do not fit end here
-  return run
+  # Traces the method: shapes that do not fit end here.
+  return run._replace(abstract_state=_abstract_state(run))
 
 
 def make_encoder(config):
@@ -237,6 +246,8 @@ def data_file(workdir: str, name: str) -> str:
 def restore_config(workdir: str):
   """The config of a run, reading the data files that the run has kept.
 
+  Where it ran on more devices than there are here, it is spread over these.
+
   Raises:
     UserError: there is no run.
   """
@@ -248,6 +259,10 @@ def restore_config(workdir: str):
     for key in config.data:
       if os.path.exists(kept := data_file(workdir, key)):
         config.data[key] = kept
+    have, mesh = jax.device_count(), config.mesh
+    if abs(mesh.data) * mesh.fsdp > have:
+      whole = config.batch_size // config.accumulate
+      mesh.update(data=math.gcd(whole, have), fsdp=1)
   return config
 
 
@@ -304,20 +319,25 @@ def init_fn(run: Run) -> Callable:
   return init
 
 
-def abstract_state(run: Run):
-  """The state's shapes and shardings, without computing it."""
+def _abstract_state(run):
   shapes = jax.eval_shape(init_fn(run), jax.random.key(0))
-  placed = sharding.replicated(run.mesh)
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    shapes,
+    sharding.by_array(run.mesh, shapes, run.config.mesh.whole),
   )
+
+
+def state_shardings(run: Run) -> core.TrainState:
+  """Where each array of the state lies."""
+  return jax.tree.map(lambda x: x.sharding, run.abstract_state)
 
 
 def init_state(run: Run) -> core.TrainState:
   """The state before the first step, on the mesh."""
   init = jax.jit(
     init_fn(run),
-    out_shardings=sharding.replicated(run.mesh),
+    out_shardings=state_shardings(run),
     # It runs once: compiling it with care takes longer than running it.
     compiler_options={"xla_backend_optimization_level": 0},
   )
@@ -334,7 +354,7 @@ def make_refresh(run: Run) -> Callable | None:
   """
   if run.method.refresh is None:
     return None
-  everywhere = sharding.replicated(run.mesh)
+  places = state_shardings(run)
   cut = sharding.by_example(run.mesh)
 
   def view(augment, batch, rng):
@@ -367,7 +387,9 @@ def make_refresh(run: Run) -> Callable | None:
       raise ValueError("refresh gave other arrays than it was given")
     # As restored ones are: a weak type would compile the step again.
     strong = lambda x: jax.lax.convert_element_type(x, x.dtype)
-    params, method_state = jax.device_put(jax.tree.map(strong, new), everywhere)
+    params, method_state = jax.device_put(
+      jax.tree.map(strong, new), (places.params, places.method_state)
+    )
     return state._replace(params=params, method_state=method_state)
 
   return refresh

@@ -1,4 +1,12 @@
-"""The mesh of devices, and where arrays lie on it."""
+"""The mesh of devices, and where arrays lie on it.
+
+A mesh has two axes. Examples are cut over both; the state is the same along
+`data` and cut along `fsdp`, as Rajbhandari et al. 2019 (ZeRO, arXiv:1910.02054,
+stage 3) and Zhao et al. 2023 (FSDP, arXiv:2304.11277) cut it. XLA gathers each
+array where it is used.
+"""
+
+import re
 
 import jax
 import numpy as np
@@ -48,22 +56,36 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def make_mesh(data: int = -1) -> jax.sharding.Mesh:
-  """A mesh with the axis `data`, of so many devices; -1 takes them all.
+def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> jax.sharding.Mesh:
+  """A mesh with the axes `data` and `fsdp`.
+
+  Args:
+    data: how many copies of the state there are; -1 takes all devices.
+    fsdp: over how many devices a copy is cut.
+    devices: to take them from; None is `jax.devices()`.
 
   Raises:
-    UserError: there are fewer devices.
+    UserError: there are fewer devices, or `fsdp` does not divide them.
   """
-  devices = jax.devices()
-  count = len(devices) if data == -1 else data
-  if not 1 <= count <= len(devices):
+  devices = jax.devices() if devices is None else devices
+  n = len(devices)
+  if fsdp < 1 or (data == -1 and n % fsdp):
     raise errors.UserError(
-      f"config.mesh.data={data}, and there are {len(devices)} devices: give "
-      f"1 to {len(devices)}, or -1 for all"
+      f"config.mesh.fsdp={fsdp} does not divide {n} devices: give a divisor, "
+      "or config.mesh.data as well"
+    )
+  data = n // fsdp if data == -1 else data
+  if not 1 <= data * fsdp <= n:
+    raise errors.UserError(
+      f"config.mesh.data={data} x config.mesh.fsdp={fsdp}, and there are {n} "
+      f"devices: give 1 to {n} in all, or data=-1 for all"
     )
   # Explicit axes, the default of newer jax, would make users name shardings.
   return jax.make_mesh(
-    (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count]
+    (data, fsdp),
+    ("data", "fsdp"),
+    axis_types=(AxisType.Auto,) * 2,
+    devices=devices[: data * fsdp],
   )
 
 
@@ -91,4 +113,37 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def by_example(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Arrays [b ...] cut along b."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def by_array(
+  mesh: jax.sharding.Mesh,
+  shapes,
+  whole: str | None = None,
+  *,
+  least: int = 4096,
+):
+  """A NamedSharding for each array of a state: cut along `fsdp`, or whole.
+
+  An array is cut along the longest of its dimensions that the axis divides.
+  Vectors stay whole, and so does what is too small to be worth its gathering.
+
+  Args:
+    mesh: of `make_mesh`.
+    shapes: a pytree of arrays or jax.ShapeDtypeStruct.
+    whole: a regular expression; an array stays whole where it is found in its
+      path, as in "method_state/queue".
+    least: elements of an array that is cut.
+  """
+  n = mesh.shape["fsdp"]
+
+  def place(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    fits = [i for i, size in enumerate(x.shape) if size % n == 0]
+    small = x.ndim < 2 or x.size < least
+    if n == 1 or small or not fits or (whole and re.search(whole, name)):
+      return replicated(mesh)
+    axis = max(fits, key=lambda i: x.shape[i])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+  return jax.tree_util.tree_map_with_path(place, shapes)

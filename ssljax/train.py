@@ -51,17 +51,16 @@ def train(config, workdir: str) -> dict:
   run = run_lib.build(config)
   _refuse_other_files(run, workdir)
   sets = _eval_sets(run)
-  state_shape = run_lib.abstract_state(run)
   monitors_run = config.monitor.every_steps > 0
-  monitor = _Monitor(run, state_shape) if monitors_run else None
+  monitor = _Monitor(run) if monitors_run else None
   _claim(run, workdir)
-  checkpoint.require_room(workdir, state_shape)
+  checkpoint.require_room(workdir, run.abstract_state)
   checkpoints = checkpoint.Checkpoints(
     os.path.join(workdir, "checkpoints"), keep=config.checkpoint.keep
   )
   resumed_from = checkpoints.latest_step()
   if resumed_from is not None:
-    state = checkpoints.restore(state_shape)
+    state = checkpoints.restore(run.abstract_state)
   else:
     state = first_state(run)
   step_fn = compile_step(run)
@@ -88,6 +87,7 @@ def train(config, workdir: str) -> dict:
 def compile_step(run: run_lib.Run):
   """The train step, jitted over the mesh: the state in is given up."""
   everywhere = sharding.replicated(run.mesh)
+  state = run_lib.state_shardings(run)
   step = core.make_train_step(
     run.method,
     run.tx,
@@ -99,8 +99,8 @@ def compile_step(run: run_lib.Run):
   return jax.jit(
     step,
     donate_argnums=0,
-    in_shardings=(everywhere, sharding.by_example(run.mesh), everywhere),
-    out_shardings=(everywhere, everywhere),
+    in_shardings=(state, sharding.by_example(run.mesh), everywhere),
+    out_shardings=(state, everywhere),
   )
 
 
@@ -119,7 +119,7 @@ class _Monitor:
     dim: of the embeddings, or the number of examples where that is less.
   """
 
-  def __init__(self, run, state_shape):
+  def __init__(self, run):
     wanted, devices = run.config.monitor.examples, run.mesh.devices.size
     if wanted < 2:
       raise errors.UserError(
@@ -147,7 +147,7 @@ class _Monitor:
       z = embed(state, batch)
       return monitors.measure(z[:, 0], z[:, 1])
 
-    z = jax.eval_shape(embed, state_shape, self._batch)
+    z = jax.eval_shape(embed, run.abstract_state, self._batch)
     self.dim = min(n, z.shape[-1])
     self._figures = jax.jit(
       figures, out_shardings=sharding.replicated(run.mesh)
@@ -385,6 +385,6 @@ def first_state(run: run_lib.Run) -> core.TrainState:
   other = checkpoint.Checkpoints(
     os.path.join(run.config.init_from, "checkpoints"), read_only=True
   )
-  shape, parts = run_lib.abstract_state(run), ("params", "method_state")
-  old = other.restore_part({name: getattr(shape, name) for name in parts})
+  parts = ("params", "method_state")
+  old = other.restore_part({k: getattr(run.abstract_state, k) for k in parts})
   return run_lib.init_state(run)._replace(**old)

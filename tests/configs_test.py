@@ -381,7 +381,7 @@ def test_options_that_the_file_left_out_can_be_given():
   assert config.augment.ratio == (0.9, 1.1)
   assert config.is_locked
   run = run_lib.build(config)
-  projector = run_lib.abstract_state(run).params["projector"]
+  projector = run.abstract_state.params["projector"]
   assert set(projector) >= {"dense0", "dense1", "dense2"}
   assert run.learning_rate(run.total_steps) == pytest.approx(0.01)
 

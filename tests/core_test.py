@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from ssljax import core
 from ssljax import errors
+from ssljax import sharding
 from ssljax.methods import barlow_twins
 from ssljax.methods import byol
 from ssljax.methods import lejepa
@@ -26,6 +27,7 @@ from ssljax.methods import swav
 from ssljax.methods import vicreg
 from ssljax.methods import wmse
 from ssljax.models import resnet
+from ssljax.plan import flops
 from tests import toys
 
 BATCH = 32
@@ -77,6 +79,22 @@ def under_jit(step, devices):
   return jax.jit(
     step, in_shardings=(whole, cut, whole), out_shardings=(whole, whole)
   )
+
+
+def under_fsdp(step, data, fsdp):
+  """As the trainer does it, with arrays cut that are small."""
+  mesh = sharding.make_mesh(data, fsdp)
+  whole, cut = sharding.replicated(mesh), sharding.by_example(mesh)
+
+  def call(state, batch, rng):
+    where = sharding.by_array(mesh, state, least=256)
+    assert not all(w == whole for w in jax.tree.leaves(where.params))
+    jitted = jax.jit(
+      step, in_shardings=(where, cut, whole), out_shardings=(where, whole)
+    )
+    return jitted(jax.device_put(state, where), batch, rng)
+
+  return call
 
 
 def under_shard_map(step, devices, check_vma):
@@ -134,6 +152,7 @@ WAYS = {
   "pmap8": (lambda s: under_pmap(s, 8), "data", 1),
   "shard_map8": (lambda s: under_shard_map(s, 8, True), "data", 1),
   "shard_map8_unchecked": (lambda s: under_shard_map(s, 8, False), "data", 1),
+  "fsdp2x4": (lambda s: under_fsdp(s, 2, 4), None, 1),
   "accumulate4": (lambda s: under_jit(s, 1), None, 4),
   "jit8_accumulate4": (lambda s: under_jit(s, 8), None, 4),
   "shard_map2_accumulate4": (
@@ -158,7 +177,7 @@ _SPREADS = [
     marks=pytest.mark.slow
     if way == "jit2"
     or (name == "mae" and way in ("shard_map8_unchecked", "pmap8"))
-    or (name == "sum_over_count" and way in ("jit8", "shard_map8"))
+    or (name == "sum_over_count" and way in ("jit8", "shard_map8", "fsdp2x4"))
     else [],
   )
   for name in METHODS
@@ -255,6 +274,38 @@ def test_objective_may_depend_on_parameters_directly():
   for result in results:
     for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected)):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_takes_one_forward_pass_where_the_loss_is_a_mean():
+  def cost(method, accumulate):
+    tx = optax.sgd(0.1)
+    options = dict(augment=toys.augment)
+    init = lambda b: core.init_state(method, tx, RNG, b, **options)
+    step = core.make_train_step(method, tx, accumulate=accumulate, **options)
+    batch = batch_of(0)
+    return flops.count(step, jax.eval_shape(init, batch), batch, RNG)
+
+  mean, other = make_mae(toys.encoder(depth=1)), make_simclr(toys.Layer())
+  assert mean.is_mean and not other.is_mean
+  assert cost(mean, 4) == cost(mean, 1)
+  assert 1.1 < cost(other, 4) / cost(other, 1) < 1.5
+
+
+def test_8_microbatches_of_32_give_the_update_of_256():
+  rng = np.random.default_rng(0)
+  batch = {"image": rng.integers(0, 256, (256, 8, 8, 1), np.uint8)}
+  method, tx = make_simclr(toys.Layer()), optax.sgd(1.0)
+  options = dict(augment=toys.augment)
+  state = toys.init_state(method, tx, RNG, batch, **options)
+  moved = []
+  for accumulate in (1, 8):
+    step = core.make_train_step(method, tx, accumulate=accumulate, **options)
+    new, _ = jax.jit(step)(state, batch, RNG)
+    moved.append(jax.tree.map(jnp.subtract, new.params, state.params))
+  one, many = (
+    np.concatenate([x.ravel() for x in jax.tree.leaves(m)]) for m in moved
+  )
+  assert np.abs(many - one).max() < 1e-5 * np.abs(one).max()
 
 
 def test_keys_depend_on_step_and_place_alone():

@@ -304,7 +304,7 @@ def test_scanned_blocks_are_the_same():
     rest = {k: v for k, v in tree.items() if not k.startswith("block")}
     return rest | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
 
-  scanned = make(dict(scan=True, remat=True))
+  scanned = make(dict(scan=True, remat="full"))
   other = params | {"encoder": stacked(params["encoder"])}
   teacher = {"params": {"encoder": stacked(params["encoder"])}}
   run = lambda method: jax.jit(jax.value_and_grad(loss_fn(method, batch)))

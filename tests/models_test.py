@@ -11,6 +11,7 @@ from ssljax import errors
 from ssljax.models import heads
 from ssljax.models import resnet
 from ssljax.models import vit
+from ssljax.plan import flops
 
 
 def images(n=3, side=8, channels=3):
@@ -121,6 +122,52 @@ def test_resnet_values():
   before = jax.tree.leaves(variables["batch_stats"])
   after = jax.tree.leaves(changed["batch_stats"])
   assert all((a != b).any() for a, b in zip(before, after))
+
+
+def test_resnet_remat_changes_nothing():
+  x = images()
+  variables = fill(resnet.make(variant="10", width=8, stem="cifar"), x)
+
+  def run(kind):
+    module = resnet.make(variant="10", width=8, stem="cifar", remat=kind)
+
+    def loss(params):
+      out, state = module.apply(
+        variables | {"params": params}, x, train=True, mutable=["batch_stats"]
+      )
+      return jnp.square(out["pooled"]).sum(), state
+
+    return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+  close = functools.partial(np.testing.assert_allclose, atol=1e-3, rtol=1e-4)
+  expected = run("none")
+  jax.tree.map(close, expected, run("full"))
+  jax.tree.map(close, expected, run("dots"))
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda kind: vit.make(variant="Mu/2", remat=kind),
+    lambda kind: resnet.make(variant="10", width=8, stem="cifar", remat=kind),
+  ],
+  ids=["vit", "resnet"],
+)
+def test_remat_computes_again_what_it_did_not_keep(make):
+  x = images()
+  work = {}
+  for kind in ("none", "dots", "full"):
+    variables = fill(make(kind), x)
+    loss = lambda params, kind=kind, v=variables: jnp.square(
+      make(kind).apply(v | {"params": params}, x, train=False)["pooled"]
+    ).sum()
+    work[kind] = flops.count(jax.grad(loss), variables["params"])
+  assert work["none"] <= work["dots"] < work["full"]
+
+
+def test_an_unknown_remat_is_told():
+  with pytest.raises(errors.UserError, match="remat='all': choose none, full"):
+    shapes(vit.make(variant="Mu/2", remat="all"), images())
 
 
 def test_resnet_zero_init_residual():
@@ -283,9 +330,10 @@ def test_vit_scan_and_remat_change_nothing(options):
 
   expected = run(params)
   close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4)
-  jax.tree.map(close, expected, run(params, remat=True))
+  jax.tree.map(close, expected, run(params, remat="full"))
+  jax.tree.map(close, expected, run(params, remat="dots"))
   jax.tree.map(close, expected, run(stacked, scan=True))
-  jax.tree.map(close, expected, run(stacked, scan=True, remat=True))
+  jax.tree.map(close, expected, run(stacked, scan=True, remat="full"))
 
 
 def test_vit_product_gradients():

@@ -1,5 +1,7 @@
 """Optimisers against NumPy over several steps; schedules; freezing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,6 +164,28 @@ def test_adamw_without_bias_correction():
     return w - RATES[t] * (m / (np.sqrt(v) + 1e-6) + decay * w)
 
   assert_same(run(tx, params, grads)[0], reference(step, params, grads))
+
+
+@pytest.mark.parametrize(
+  "name", ["sgd", "adam", "adamw", "lamb", "lars", "larc"]
+)
+def test_first_moments_may_be_kept_in_bfloat16(name):
+  params = {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)}
+  grads = jax.tree.map(lambda w: jnp.sin(7 * w), params)
+  updates, kept = {}, {}
+  for dtype in (None, "bfloat16"):
+    tx = optim.make(name=name, learning_rate=0.1, moment_dtype=dtype)
+    state = tx.init(params)
+    for _ in range(3):
+      updates[dtype], state = tx.update(grads, state, params)
+    kept[dtype] = [x.dtype for x in jax.tree.leaves(state) if x.ndim]
+  assert jnp.bfloat16 in kept["bfloat16"] and jnp.bfloat16 not in kept[None]
+  # The second moment of Adam stays; see `_scale_by_adam`.
+  both = name in ("adam", "adamw", "lamb")
+  assert kept["bfloat16"].count(jnp.float32) == both
+  close = functools.partial(np.testing.assert_allclose, rtol=0.02, atol=1e-6)
+  jax.tree.map(close, updates["bfloat16"], updates[None])
+  assert updates["bfloat16"]["kernel"].dtype == jnp.float32
 
 
 def test_adams_first_steps_are_exact_to_float32():

@@ -98,7 +98,7 @@ def test_scan_and_remat_change_nothing(kind):
   stacked = {
     "params": rest | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
   }
-  scanned = encoder(kind, scan=True, remat=True)
+  scanned = encoder(kind, scan=True, remat="full")
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
   assert shapes(init(scanned)) == shapes(stacked)
   key = jax.random.split(jax.random.key(1), 3)

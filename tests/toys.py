@@ -91,4 +91,4 @@ def masked_autoencoder(encoder, *, patch=2, keep=4):
       encoder, params["encoder"], {}, batch["views"][:, 0], train=False
     )[0]
 
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, embed, is_mean=True)

@@ -163,7 +163,7 @@ def make(
     )
   coder = tokenizer_of(name, tokenizer, vocab, feature, data_dir, documents)
   encoded = coder.encode(texts)
-  made = _rows(
+  made = rows_of(
     "one" if labels else rows,
     encoded,
     (label_length or length) if labels else length,
@@ -335,7 +335,7 @@ class _Files(_Documents):
       ) from e
 
 
-def _rows(kind, documents, length, coder):
+def rows_of(kind, documents, length, coder):
   pad = 0 if coder.pad is None else coder.pad
   start, end = coder.start, coder.end
   if kind == "one":

@@ -125,4 +125,6 @@ def make(
 
   show = {"reconstruction": reconstruction}
   objective = masked_images.objective
-  return core.Method(init, forward, objective, embed, show=show)
+  return core.Method(
+    init, forward, objective, embed, show=show, is_mean=True
+  )

@@ -128,4 +128,11 @@ def make(
     table = params["encoder"]["token_embed"]["embedding"]
     return hidden @ table.T + params["bias"]
 
-  return core.Method(init, forward, objective, embed, show={"logits": logits})
+  return core.Method(
+    init,
+    forward,
+    objective,
+    embed,
+    show={"logits": logits},
+    is_mean=not next_sentence,
+  )

@@ -128,4 +128,6 @@ def make(
     new = ops.ema(old, {"encoder": params["encoder"]}, schedule(step))
     return params, method_state | {"teacher": {"params": new}}
 
-  return core.Method(init, forward, objective, embed, after_update)
+  return core.Method(
+    init, forward, objective, embed, after_update, is_mean=True
+  )

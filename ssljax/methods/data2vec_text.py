@@ -152,7 +152,9 @@ def make(
     }
     return params, method_state | {"teacher": {"params": {"encoder": moved}}}
 
-  return core.Method(init, forward, objective, embed, after_update)
+  return core.Method(
+    init, forward, objective, embed, after_update, is_mean=True
+  )
 
 
 def _whole(batch):

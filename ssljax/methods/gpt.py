@@ -82,4 +82,4 @@ def make(decoder, *, z_loss: float = 0.0, block: int = 1024) -> core.Method:
       "tokens": tokens,
     }
 
-  return core.Method(init, forward, objective, embed)
+  return core.Method(init, forward, objective, embed, is_mean=True)

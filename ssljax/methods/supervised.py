@@ -79,4 +79,6 @@ def make(encoder, *, num_classes: int | None = None) -> core.Method:
     metrics = {"train_accuracy": features["found"].sum() / count}
     return features["sum"].sum() / count, (method_state, metrics)
 
-  return core.Method(init, forward, objective, linen.embed(encoder))
+  return core.Method(
+    init, forward, objective, linen.embed(encoder), is_mean=True
+  )

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssljax import errors
+from ssljax.models import remat
 from ssljax.models import text
 from ssljax.models import vit
 
@@ -76,7 +77,7 @@ class Bert(nn.Module):
     epsilon: of the norms.
     dropout: of embeddings, branches and attention weights, in training.
     scan: one compiled block for all; its parameters get an axis [depth] first.
-    remat: forget activations inside blocks and compute them again.
+    remat: what blocks keep for the way back, a name of `remat.py`.
     dtype: of the computation; norms and softmax are float32.
     axis_name: unused, there is no batch norm.
   """
@@ -92,7 +93,7 @@ class Bert(nn.Module):
   epsilon: float = 1e-12
   dropout: float = 0.1
   scan: bool = False
-  remat: bool = False
+  remat: str = "none"
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
@@ -114,7 +115,7 @@ class Bert(nn.Module):
     key = text.dropout_key(self, key, train=train)
     x = self._embed(x, kinds)
     x = text.dropout(x, text.fold(key, self.depth), self.dropout)
-    block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+    block = remat.wrap(Block, self.remat, scan=self.scan)
     fields = dict(
       heads=self.heads,
       mlp_ratio=self.mlp_ratio,

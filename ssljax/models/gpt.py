@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ssljax import errors
+from ssljax.models import remat
 from ssljax.models import text
 from ssljax.models import vit
 
@@ -67,7 +68,7 @@ class GPT(nn.Module):
     mlp_ratio: width of the MLP over `dim`.
     dropout: of embeddings, branches and attention weights, in training.
     scan: one compiled block for all; its parameters get an axis [depth] first.
-    remat: forget activations inside blocks and compute them again.
+    remat: what blocks keep for the way back, a name of `remat.py`.
     dtype: of the computation; norms and softmax are float32.
     axis_name: unused, there is no batch norm.
   """
@@ -80,7 +81,7 @@ class GPT(nn.Module):
   mlp_ratio: float = 4.0
   dropout: float = 0.1
   scan: bool = False
-  remat: bool = False
+  remat: str = "none"
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
@@ -125,7 +126,7 @@ class GPT(nn.Module):
 
   def _blocks(self, x, attention_mask, key, cache, layers):
     """The stream after all blocks, after those asked for, and the cache's."""
-    block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+    block = remat.wrap(Block, self.remat, scan=self.scan)
     fields = dict(
       heads=self.heads,
       mlp_ratio=self.mlp_ratio,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ssljax import errors
 from ssljax.models import norm as norms
+from ssljax.models import remat
 
 _STAGES = {
   "10": (1, 1, 1, 1),
@@ -57,6 +58,7 @@ class ResNet(nn.Module):
       and an offset for each channel, where images must not meet (CPC).
     bn_groups: statistics of so many parts of the batch apart; see `norm.py`.
     bn_strided: whether these parts are strided.
+    remat: what blocks keep for the way back, a name of `remat.py`.
     dtype: of the computation; statistics are float32.
     axis_name: see the package.
   """
@@ -68,6 +70,7 @@ class ResNet(nn.Module):
   norm: str = "batch"
   bn_groups: int = 1
   bn_strided: bool = False
+  remat: str = "none"
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
@@ -95,8 +98,9 @@ class ResNet(nn.Module):
       kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     )
     norm = self._norm(train)
+    kind = Bottleneck if self.variant in _BOTTLENECK else Basic
     block = functools.partial(
-      Bottleneck if self.variant in _BOTTLENECK else Basic,
+      remat.wrap(kind, self.remat),
       conv=conv,
       norm=norm,
       last_scale=0.0 if self.zero_init_residual else 1.0,

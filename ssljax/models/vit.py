@@ -15,6 +15,7 @@ import numpy as np
 from ssljax import errors
 from ssljax import ops
 from ssljax.models import relative
+from ssljax.models import remat
 from ssljax.models import vit_init
 
 # dim, depth, heads; Mu is for tests and `:quick`.
@@ -91,7 +92,7 @@ class ViT(nn.Module):
     weight_init: how weights start, a name of `vit_init.py`: "mae", "mocov3",
       "dino", "dinov2", "ijepa" or "beit".
     scan: one compiled block for all; its parameters get an axis [depth] first.
-    remat: forget activations inside blocks and compute them again.
+    remat: what blocks keep for the way back, a name of `remat.py`.
     dtype: of the computation; norms and softmax are float32.
     axis_name: unused, there is no batch norm.
   """
@@ -115,7 +116,7 @@ class ViT(nn.Module):
   gelu: str = "exact"
   weight_init: str = "mae"
   scan: bool = False
-  remat: bool = False
+  remat: str = "none"
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
@@ -236,7 +237,7 @@ class ViT(nn.Module):
 
   def _blocks(self, x, scales, attention_mask, layers):
     """The tokens [b n dim] after all blocks, and after those asked for."""
-    block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+    block = remat.wrap(Block, self.remat, scan=self.scan)
     fields = dict(
       heads=self.heads,
       mlp_ratio=self.mlp_ratio,

@@ -78,7 +78,6 @@ def corrupt(trial, *, flips, **unused):
   whole = trial.run("whole").figures
   *_, good, newest = trial.steps("whole")
   run, _ = evaluate.restore(trial.workdir("whole"))
-  abstract = evaluate.run_lib.abstract_state(run)
   found = 0
   for _ in range(flips):
     folder = _copy(trial, "whole", "flipped")
@@ -86,7 +85,7 @@ def corrupt(trial, *, flips, **unused):
     bit = trial.rng.randrange(8)
     _flip(path, place, bit)
     checkpoints = checkpoint.Checkpoints(folder)
-    step = int(checkpoints.restore(abstract).step)
+    step = int(checkpoints.restore(run.abstract_state).step)
     checkpoints.close()
     aside = os.path.isdir(os.path.join(folder, f"damaged-{newest}"))
     name = os.path.relpath(path, folder)

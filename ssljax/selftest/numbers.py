@@ -9,27 +9,32 @@ from ssljax import evaluate
 
 
 def devices(trial, **unused):
-  """1, 2, 4 and 8 devices: the same losses and batches."""
+  """1, 2, 4 and 8 devices, the state whole or cut: the same losses."""
   counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
   simulated = jax.default_backend() == "cpu"
   if simulated:
     counts = [1, 2, 4, 8]
+  # data x fsdp: each number of devices, with copies of the state and one cut.
+  meshes = [(n, 1) for n in counts]
+  meshes += [(1, n) for n in counts[1:]]
+  meshes += [(n // 2, 2) for n in counts if n > 2]
   losses, batches = {}, {}
-  for n in counts:
-    name = f"devices_{n}"
-    flags = ["--config.steps=5", f"--config.mesh.data={n}"]
-    trial.run(name, *flags, devices=n if simulated else None)
-    losses[n], batches[n] = trial.losses(name), trial.batches(name)
-    trial.say(f"{n}: {list(losses[n].values())}")
+  for data, fsdp in meshes:
+    name = f"{data}x{fsdp}"
+    flags = ["--config.steps=5", f"--config.mesh.data={data}"]
+    flags.append(f"--config.mesh.fsdp={fsdp}")
+    trial.run(name, *flags, devices=data * fsdp if simulated else None)
+    losses[name], batches[name] = trial.losses(name), trial.batches(name)
+    trial.say(f"{name}: {list(losses[name].values())}")
+  one, *others = losses
   differences = {}
-  for n in counts[1:]:
-    one, many = (np.array(list(losses[k].values())) for k in (1, n))
-    differences[n] = float(np.max(np.abs(many / one - 1)))
-    trial.expect(
-      f"{n} devices: losses within 1e-5", differences[n] < 1e-5, differences[n]
-    )
-    trial.expect(f"{n} devices: the same batches", batches[n] == batches[1])
-  return {"devices": counts, "largest_difference": differences}
+  for name in others:
+    first, many = (np.array(list(losses[k].values())) for k in (one, name))
+    differences[name] = off = float(np.max(np.abs(many / first - 1)))
+    trial.expect(f"{name} devices: losses within 1e-5", off < 1e-5, off)
+    same = batches[name] == batches[one]
+    trial.expect(f"{name} devices: the same batches", same)
+  return {"data_x_fsdp": list(losses), "largest_difference": differences}
 
 
 def nan(trial, **unused):

@@ -1,0 +1,64 @@
+"""The papers' own recipes on TPUs: `python -m benchmarks.plans`, by libtpu.
+
+Writes `docs/plans.md`; takes some minutes a config on two CPU cores. Needs
+`pip install 'ssljax[plan]'`, and no chip.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+# A slice on which each fits, and a larger one.
+PLANS = {
+  "simclr_resnet50_imagenet.py": "v5e:8x8,v5p:4x4x4,v6e:8x8",
+  "mocov3_vit_imagenet.py:B": "v5e:8x8,v5p:4x4x4,v6e:8x8",
+  "mae_vit_imagenet.py:L": "v5e:16x16,v5p:8x8x8,v6e:16x16",
+  "mae_vit_imagenet.py:H": "v5e:16x16,v5p:8x8x8,v6e:16x16",
+  "dino_vit_imagenet.py": "v5e:8x8,v5p:4x4x4,v6e:8x8",
+  "bert_base_wikipedia.py": "v5e:4x4,v5p:2x2x4,v6e:4x4",
+  "gpt_124m_webtext.py": "v5e:8x8,v5p:4x4x4,v6e:8x8",
+}
+_HEAD = """\
+# Plans
+
+What the papers' own recipes take on TPUs, by `python -m benchmarks.plans`,
+which is `ssljax plan --config=configs/NAME --topology=...`: the step that
+trains, compiled for chips that were not there. Nothing here was run on one.
+
+Memory is the compiler's, of one chip at its peak. FLOPs, HBM and wire are what
+a step takes at the least by each; FLOPs are the method's own, without
+augmentation. A step is told at an assumed {mfu:.0%} of the chips' peak, or by
+the largest of the three where that is more; chip-hours are for the whole
+schedule. The objective sees arrays of the global batch: its negatives, targets
+or Sinkhorn's rows are all of them.
+"""
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--only", help="a part of the configs' names")
+  parser.add_argument("--mfu", type=float, default=0.4)
+  parser.add_argument("--out", default="docs/plans.md")
+  args = parser.parse_args()
+  parts = [_HEAD.format(mfu=args.mfu)]
+  for name, topologies in PLANS.items():
+    if args.only and args.only not in name:
+      continue
+    command = [sys.executable, "-m", "ssljax", "plan"]
+    command += [f"--config={os.path.join('configs', name)}"]
+    command += [f"--topology={topologies}", f"--mfu={args.mfu}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+      sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    *table, last = done.stdout.strip().splitlines()
+    json.loads(last)
+    parts.append(f"## `{name}`\n\n" + "\n".join(table) + "\n")
+    print(name, file=sys.stderr)
+  with open(args.out, "w") as f:
+    f.write("\n".join(parts))
+
+
+if __name__ == "__main__":
+  main()

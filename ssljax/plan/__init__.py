@@ -1,0 +1,263 @@
+"""`ssljax plan`: what a config's train step takes on chips that are not here.
+
+The step that trains is compiled ahead of time for a topology, from shapes
+alone, so that a run that does not fit is known before a pod is asked for.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import jax
+
+from ssljax import checkpoint
+from ssljax import core
+from ssljax import errors
+from ssljax import run as run_lib
+from ssljax import train
+from ssljax.plan import flops
+from ssljax.plan import hardware
+from ssljax.plan import hlo
+from ssljax.plan import loader
+from ssljax.plan import source as source_lib
+
+
+def plan(
+  config,
+  topologies: Sequence[str],
+  *,
+  remat: Sequence[str] = (),
+  largest: bool = False,
+  mfu: float = 0.4,
+  examples: int | None = None,
+  classes: int | None = None,
+) -> dict[str, Any]:
+  """Plans a run on each topology.
+
+  Args:
+    config: as `train` takes it.
+    topologies: names, as `hardware.devices` takes them.
+    remat: names of `models/remat.py` to compile beside the config's own.
+    largest: whether to look for the largest batch that fits, which compiles the
+      step some ten times.
+    mfu: the share of the chips' peak at which model FLOPs are done.
+    examples: of the dataset, where they are not known here.
+    classes: of its labels, where they are not known here.
+
+  Returns:
+    The figures of the run, and by name those of each topology in `topologies`;
+    see README.
+
+  Raises:
+    UserError: the config is wrong, a topology is not known, or the step fits on
+      none of them.
+  """
+  places = {name: hardware.devices(name) for name in topologies}
+  source = source_lib.of(
+    config, run_lib.make_encoder(config), examples, classes
+  )
+  first, _ = next(iter(places.values()))
+  run = run_lib.build(config, source=source, devices=first)
+  step_flops = model_flops(run)
+  figures = _of_run(run) | {
+    "flops": step_flops,
+    "loader_per_s": loader.rate(source, config.batch_size),
+    "mfu": mfu,
+    "topologies": {},
+  }
+  for name, (devices, chip) in places.items():
+    run = run_lib.build(config, source=source, devices=devices)
+    row = _of_step(run, chip, compile_step(run, chip), step_flops, mfu)
+    if remat:
+      row["remat"] = {
+        kind: _with(run, devices, chip, encoder={"remat": kind}).peak
+        for kind in remat
+      }
+    if largest:
+      row["largest_batch"] = _largest(run, devices, chip)
+    figures["topologies"][name] = row
+  rows = figures["topologies"]
+  if not any(row["fits"] for row in rows.values()):
+    raise errors.UserError(
+      "; ".join(f"{name}: {_lacks(row)}" for name, row in rows.items())
+      + ": take more chips, a smaller config.batch_size, config.accumulate, "
+      "config.encoder.remat=full or config.mesh.fsdp"
+    )
+  return figures
+
+
+def model_flops(run) -> int:
+  """Of one step: products and convolutions of the method, all chips together.
+
+  Counted from the step itself: a student's forward and backward pass, a
+  teacher's forward pass, each of its crops and visible tokens alone. What the
+  augmentation does, and what is computed again to save memory, does not count.
+  """
+  if run.config.encoder.get("remat", "none") != "none":
+    plain = changed(run.config, encoder={"remat": "none"})
+    devices = list(run.mesh.devices.flat)
+    run = run_lib.build(plain, source=run.source, devices=devices)
+  batch = run_lib.abstract_batch(run)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+  n = run.config.batch_size
+  keys = jax.ShapeDtypeStruct((n,), keys.dtype)
+  views = jax.eval_shape(run.augment, batch | {"key": keys})
+  del views["key"]
+  step = core.make_train_step(run.method, run.tx)
+  return flops.count(step, run.abstract_state, views, _key())
+
+
+class Compiled(NamedTuple):
+  """A compiled step: bytes on a chip at its peak, and what it moves.
+
+  Where it does not fit, the compiler says what it needs, and there is no
+  program.
+  """
+
+  peak: int
+  program: hlo.Program | None
+
+
+def compile_step(run, chip) -> Compiled:
+  lowered = train.compile_step(run).lower(
+    run.abstract_state, run_lib.abstract_batch(run), _key()
+  )
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    used = re.search(r"Used ([\d.]+)([KMGT]) of", str(e))
+    if chip is None or used is None:
+      raise
+    unit = 2 ** (10 * (1 + "KMGT".index(used[2])))
+    return Compiled(int(float(used[1]) * unit), None)
+  m = compiled.memory_analysis()
+  peak = m.argument_size_in_bytes + m.output_size_in_bytes
+  peak += m.temp_size_in_bytes - m.alias_size_in_bytes
+  peak = max(peak, m.peak_memory_in_bytes) + m.generated_code_size_in_bytes
+  return Compiled(peak, hlo.read(compiled.as_text(), run.mesh.devices.size))
+
+
+def _key():
+  return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _of_run(run):
+  """What does not depend on the chips."""
+  config, state = run.config, run.abstract_state
+  seen = {}
+
+  def objective(params, method_state, features, *, step):
+    seen.update(_shapes(features))
+    return run.method.objective(params, method_state, features, step=step)
+
+  step = core.make_train_step(
+    run.method._replace(objective=objective), run.tx, augment=run.augment
+  )
+  jax.eval_shape(step, state, run_lib.abstract_batch(run), _key())
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  parts = ("params", "method_state", "opt_state")
+  return {
+    "method": config.method.name,
+    "batch_size": config.batch_size,
+    "steps": run.total_steps,
+    "precision": config.precision,
+    "unit": run.source.unit,
+    "per_step": config.batch_size * run.source.per_example,
+    "parameters": count(state.params),
+    "encoder_parameters": count(state.params["encoder"]),
+    "state_bytes": {k: checkpoint.size(getattr(state, k)) for k in parts},
+    "checkpoint_bytes": checkpoint.size(state),
+    "objective_sees": seen,
+    "method_state": {
+      name: shape
+      for name, shape in _shapes(state.method_state).items()
+      if not name.startswith(("batch_stats", "teacher"))
+    },
+  }
+
+
+def _shapes(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return {name(path): list(x.shape) for path, x in leaves if x.ndim}
+
+
+def _of_step(run, chip, compiled, step_flops, mfu):
+  """The figures of one topology."""
+  chips = run.mesh.devices.size
+  local = lambda x: math.prod(x.sharding.shard_shape(x.shape))
+  state = jax.tree.leaves(run.abstract_state)
+  row = {
+    "chips": chips,
+    "peak_bytes": compiled.peak,
+    "memory_bytes": chip and int(chip.hbm),
+    "fits": chip is None or compiled.peak <= chip.hbm,
+    "state_bytes": sum(local(x) * x.dtype.itemsize for x in state),
+  }
+  if compiled.program is None:
+    return row
+  program = compiled.program
+  row["collectives"] = program.collectives
+  row["hbm_bytes"] = program.hbm_bytes
+  row["wire_bytes"] = program.wire_bytes
+  if chip is None:
+    return row
+  floors = {
+    "flops": step_flops / chips / chip.flops,
+    "hbm": program.hbm_bytes / chip.hbm_rate,
+    "interconnect": program.wire_bytes / chip.wire_rate,
+  }
+  bound = max(floors, key=floors.get)
+  step_s = max(step_flops / chips / (chip.flops * mfu), floors[bound])
+  per_step = run.config.batch_size * run.source.per_example
+  return row | {
+    "floors_s": floors,
+    "bound": bound,
+    "step_s": step_s,
+    "per_s": per_step / step_s,
+    "chip_hours": chips * step_s * run.total_steps / 3600,
+  }
+
+
+def changed(config, **sections):
+  """A copy of a config with other keys, in sections or at the top."""
+  copied = config.copy_and_resolve_references()
+  with copied.unlocked():
+    for name, value in sections.items():
+      if isinstance(value, dict):
+        copied[name].update(value)
+      else:
+        copied[name] = value
+  return copied
+
+
+def _with(run, devices, chip, **changes) -> Compiled:
+  """The step of the run's config, changed."""
+  config = changed(run.config, **changes)
+  other = run_lib.build(config, source=run.source, devices=devices)
+  return compile_step(other, chip)
+
+
+def _largest(run, devices, chip):
+  """The largest batch that fits, to an eighth; None where no limit is known."""
+  if chip is None:
+    return None
+  unit = run.mesh.devices.size * run.config.accumulate
+  fits = lambda n: (
+    n * unit <= len(run.source)
+    and _with(run, devices, chip, batch_size=n * unit).peak <= chip.hbm
+  )
+  low, high = 0, max(1, run.config.batch_size // unit)
+  while fits(high):
+    low, high = high, 2 * high
+  while high - low > max(1, low // 8):
+    middle = (low + high) // 2
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  return low * unit
+
+
+def _lacks(row):
+  need, have = (row[k] / 2**30 for k in ("peak_bytes", "memory_bytes"))
+  return f"a chip needs {need:.2f} GiB and has {have:.2f}"

@@ -1,0 +1,194 @@
+"""What a compiled step moves, read from its text, loops counted as they run."""
+
+import math
+import re
+from typing import NamedTuple
+
+_KINDS = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+# What gives another name to what is there, or runs other computations.
+_FREE = frozenset(
+  "parameter constant tuple get-tuple-element bitcast while conditional call "
+  "optimization-barrier after-all partition-id replica-id domain".split()
+)
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+
+class Program(NamedTuple):
+  """What one chip does in a step.
+
+  Attributes:
+    collectives: {kind: {"count", "bytes"}}; bytes are those of the whole array
+      that the chips of a group share.
+    wire_bytes: that leave a chip, at least: 2 (n - 1) / n of an array for an
+      all-reduce among n, (n - 1) / n for an all-gather or a reduce-scatter.
+    hbm_bytes: that pass its memory, at least: the arguments are read, and each
+      array that is not kept on the chip is written and read once.
+  """
+
+  collectives: dict[str, dict[str, int]]
+  wire_bytes: float
+  hbm_bytes: float
+
+
+class _Instruction(NamedTuple):
+  name: str
+  shape: str
+  opcode: str
+  rest: str
+  root: bool
+
+
+def read(text: str, devices: int) -> Program:
+  """Reads the optimised HLO of one chip of so many."""
+  computations, entry = _computations(text)
+  collectives, totals = {}, {"wire": 0.0, "hbm": 0.0}
+
+  def visit(name, times, fused):
+    for i in computations[name]:
+      kind = i.opcode.removesuffix("-start")
+      if kind in _KINDS:
+        payload, wire = _moved(kind, i, devices)
+        row = collectives.setdefault(kind, {"count": 0, "bytes": 0})
+        row["count"] += times
+        row["bytes"] += times * payload
+        totals["wire"] += times * wire
+      if not (fused or _is_free(i)):
+        totals["hbm"] += 2 * times * _written(i, computations)
+      inside = fused or i.opcode == "fusion"
+      for callee, often in _called(i, computations):
+        visit(callee, times * often, inside)
+
+  visit(entry, 1, False)
+  arguments = sum(
+    _bytes(i.shape) for i in computations[entry] if i.opcode == "parameter"
+  )
+  return Program(collectives, totals["wire"], totals["hbm"] + arguments)
+
+
+def _computations(text):
+  """{name: [_Instruction, ...]}, and the name of the entry."""
+  found, entry, current = {}, None, None
+  for line in text.splitlines():
+    if head := _HEAD.match(line):
+      current = found.setdefault(head[2], [])
+      entry = head[2] if head[1] else entry
+    elif line.startswith("}"):
+      current = None
+    elif current is not None and (row := _LINE.match(line)):
+      root, name, shape, opcode, rest = row.groups()
+      current.append(_Instruction(name, shape, opcode, rest, bool(root)))
+  return found, entry
+
+
+def _called(i, computations):
+  """(computation, how often) of what an instruction runs."""
+  if i.opcode == "while":
+    body, condition = (
+      re.search(rf"{k}=%?([\w.\-]+)", i.rest)[1] for k in ("body", "condition")
+    )
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', i.rest)
+    times = int(known[1]) if known else _trips(computations[condition])
+    return [(body, times)]
+  if i.opcode in ("fusion", "call", "async-start"):
+    name = re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", i.rest)
+    return [(name[1], 1)] if name else []
+  if i.opcode == "conditional":
+    names = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
+    pair = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", i.rest)
+    names = re.findall(r"[\w.\-]+", names[1]) if names else pair
+    return [(name, 1) for name in names]
+  return []
+
+
+def _trips(condition):
+  """How often a loop runs whose condition compares with a constant."""
+  limits = [
+    int(i.rest.split(")")[0])
+    for i in condition
+    if i.opcode == "constant" and i.rest.split(")")[0].isdigit()
+  ]
+  return max(limits, default=1)
+
+
+def _is_free(i):
+  """Whether nothing is written; of a start, what it ends with is counted."""
+  reserves = 'custom_call_target="AllocateBuffer"' in i.rest
+  return i.opcode in _FREE or i.opcode.endswith("-start") or reserves
+
+
+def _moved(kind, i, devices):
+  """(bytes of the whole array, bytes that leave this chip)."""
+  arrays = [_bytes(m[0], on_chip=True) for m in _ARRAY.finditer(i.shape)]
+  if i.opcode.endswith("-start") and kind == "all-gather":
+    arrays = arrays[len(arrays) // 2 :]  # the operands come first
+  elif i.opcode.endswith("-start") and kind == "collective-permute":
+    arrays = arrays[1:2]
+  n, size = _group(i.rest, devices), sum(arrays)
+  if kind == "reduce-scatter":
+    size *= n
+  if kind == "collective-permute":
+    return size, size
+  twice = 2 if kind == "all-reduce" else 1
+  return size, twice * size * (n - 1) / n
+
+
+def _group(rest, devices):
+  """How many chips share a collective."""
+  if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+    return int(iota[1])
+  if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+    return listed[1].count(",") + 1
+  return devices
+
+
+def _written(i, computations):
+  """Bytes of memory that an instruction writes."""
+  if i.opcode == "dynamic-update-slice":
+    return 0  # in place; what is put there was written by another
+  if i.opcode != "fusion":
+    return _bytes(i.shape)
+  inner = {j.name: j for j in computations[_called(i, computations)[0][0]]}
+  root = next(j for j in inner.values() if j.root)
+  names = _operands(root) if root.opcode == "tuple" else [root.name]
+  whole = [m[0] for m in _ARRAY.finditer(i.shape)]
+  total = 0
+  for name, shape in zip(names, whole):
+    j = inner[name]
+    while j.opcode in ("bitcast", "copy") and _operands(j)[0] in inner:
+      j = inner[_operands(j)[0]]
+    if j.opcode == "dynamic-update-slice":  # in place
+      total += _bytes(inner[_operands(j)[1]].shape)
+    else:
+      total += _bytes(shape)
+  return total
+
+
+def _operands(i):
+  """The names of an instruction's operands."""
+  depth = 1
+  for end, c in enumerate(i.rest):
+    depth += (c == "(") - (c == ")")
+    if not depth:
+      return re.findall(r"%([\w.\-]+)", i.rest[:end])
+  return []
+
+
+def _bytes(shape, *, on_chip=False):
+  """Bytes of all arrays of a type, in memory or, if `on_chip`, anywhere."""
+  total = 0
+  for dtype, sizes, layout in _ARRAY.findall(shape):
+    if "S(1)" in layout and not on_chip:
+      continue
+    known = dtype in _BITS
+    bits = _BITS[dtype] if known else int(re.search(r"\d+", dtype)[0])
+    total += math.prod(int(n) for n in sizes.split(",") if n) * bits / 8
+  return total

@@ -1,0 +1,108 @@
+"""Sources of which only the shapes are known: a plan needs no data."""
+
+import types
+
+import numpy as np
+
+from ssljax import errors
+from ssljax.data import sources
+from ssljax.data import texts
+
+# TFDS' training examples, classes, and (h, w, c) where all have the same.
+_KNOWN = {
+  "digits": (1_437, 10, (8, 8, 1)),  # scikit-learn's, as `sources` cuts them
+  "cifar10": (50_000, 10, (32, 32, 3)),
+  "fashion_mnist": (60_000, 10, (28, 28, 1)),
+  "imagenet2012": (1_281_167, 1000, None),
+  "imagenette/160px-v2": (9_469, 10, None),
+}
+
+
+class _Images(sources.ImageSource):
+  """Images that cannot be read."""
+
+  def __init__(self, name, shape, examples, classes):
+    self.name, self.shape, self._examples = name, shape, examples
+    self.num_classes = classes
+
+  def __len__(self):
+    return self._examples
+
+
+class _Texts(sources.Source):
+  """Rows of tokens that cannot be read."""
+
+  modality, unit, num_classes = "text", "tokens", None
+
+  def __init__(self, data, vocab, examples):
+    self.name, self._examples = data.name, examples
+    self.tokenizer, self.example = _tokenizer(vocab), _rows(data)
+    self.per_example = float(data.length)
+
+  def __len__(self):
+    return self._examples
+
+
+def of(config, encoder, examples: int | None, classes: int | None):
+  """The source that a config names, as far as a step depends on it.
+
+  Args:
+    config: of a run.
+    encoder: the Flax module, whose vocabulary the tokenizer of text has.
+    examples: how many there are; None is TFDS' count, or one batch where the
+      config counts in steps.
+    classes: of the labels; None is TFDS' count.
+
+  Raises:
+    UserError: what is not known is needed.
+  """
+  data = config.data
+  known = _KNOWN.get(data.name, (None, None, None))
+  examples, classes = examples or known[0], classes or known[1]
+  if examples is None and config.steps is not None:
+    examples = config.batch_size
+  if examples is None:
+    raise errors.UserError(
+      f"how many examples {data.name} has is not known here: give --examples=N"
+    )
+  if data.modality == "text":
+    return _Texts(data, encoder.vocab, examples)
+  if not data.labels:
+    classes = None
+  elif classes is None:
+    raise errors.UserError(
+      f"how many classes {data.name} has is not known here: give --classes=N"
+    )
+  return _Images(data.name, _shape(data, known[2]), examples, classes)
+
+
+def _shape(data, known):
+  size, channels = data.size, data.channels
+  if known is not None:
+    size, channels = size or known[:2], channels or known[2]
+  if size is None or channels is None:
+    raise errors.UserError(
+      f"the images of {data.name} have several sizes: give "
+      "--config.data.size='(HEIGHT, WIDTH)' and --config.data.channels=N"
+    )
+  return (*size, channels)
+
+
+def _rows(data):
+  """{name: (shape, dtype)} of an example, as the reader makes them."""
+  documents = [np.zeros(2, np.int32)] * 3
+  made = texts.rows_of(data.rows, documents, data.length, _tokenizer(8))
+  return {k: (v.shape[1:], v.dtype) for k, v in made.arrays.items()}
+
+
+def _tokenizer(vocab):
+  pad, start, end, mask = range(4)
+  return types.SimpleNamespace(
+    vocab=vocab,
+    pad=pad,
+    start=start,
+    end=end,
+    mask=mask,
+    special=(pad, start, end, mask),
+    goes_on=np.zeros(vocab, bool),
+  )

@@ -1,0 +1,284 @@
+"""Plans: counts against published ones, programs, what does not fit."""
+
+import glob
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import cli
+from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import plan as plan_lib
+from ssljax import run as run_lib
+from ssljax import train
+from ssljax.data import sources
+from ssljax.models import resnet
+from ssljax.models import vit
+from ssljax.plan import flops
+from ssljax.plan import hardware
+from ssljax.plan import hlo
+from ssljax.plan import loader
+from ssljax.plan import source as source_lib
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+QUICK = os.path.join(ROOT, "configs", "mae_vit_fashion_mnist.py:quick")
+
+
+def forward_flops(encoder, size):
+  x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  init = lambda x: encoder.init(jax.random.key(0), x, train=False)
+  variables = jax.eval_shape(init, x)
+  apply = lambda v, x: encoder.apply(v, x, train=False)["pooled"]
+  return flops.count(apply, variables, x)
+
+
+@pytest.mark.parametrize(
+  "encoder, macs",
+  [
+    # Without their classifiers, of 768 and 2048 x 1000.
+    (vit.make(variant="B/16", scan=True), 17.58e9),
+    (vit.make(variant="B/16"), 17.58e9),
+    (resnet.make(variant="50"), 4.09e9),
+  ],
+  ids=["vit-scan", "vit", "resnet50"],
+)
+def test_flops_of_a_forward_pass_are_the_published(encoder, macs):
+  found = forward_flops(encoder, 224) / 2
+  np.testing.assert_allclose(found, macs, rtol=0.02)
+
+
+def test_flops_of_a_strided_convolution_and_its_gradients():
+  x, w = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4))
+
+  def loss(x, w):
+    y = jax.lax.conv_general_dilated(
+      x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.square(y).sum()
+
+  forward = 2 * 2 * 4 * 4 * 4 * 27
+  assert flops.count(loss, x, w) == forward
+  assert flops.count(jax.value_and_grad(loss, argnums=1), x, w) == 2 * forward
+  both = jax.value_and_grad(loss, argnums=(0, 1))
+  assert flops.count(both, x, w) == 3 * forward
+
+
+def test_flops_of_a_step_are_those_of_the_method_whatever_remat():
+  path = os.path.join(ROOT, "configs", "mae_vit_fashion_mnist.py:quick")
+  counts = {}
+  for kind in ("none", "full"):
+    config = config_lib.load(path, [f"--config.encoder.remat={kind}"])
+    counts[kind] = plan_lib.model_flops(run_lib.build(config))
+  assert counts["none"] == counts["full"] > 0
+
+
+TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%fused_update (p0: f32[12,64], p1: f32[1,64]) -> f32[12,64] {
+  %p0 = f32[12,64]{1,0} parameter(0)
+  %p1 = f32[1,64]{1,0:T(1,128)} parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %put = f32[12,64]{1,0} dynamic-update-slice(%p0, %p1, %zero, %zero)
+}
+
+%body (state: (s32[], f32[64], f32[12,64])) -> (s32[], f32[64], f32[12,64]) {
+  %state = (s32[], f32[64]{0}, f32[12,64]{1,0}) parameter(0)
+  %x = f32[64]{0:T(128)} get-tuple-element(%state), index=1
+  %all-reduce.1 = f32[64]{0:T(128)} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add
+  %near = f32[64]{0:T(128)S(1)} negate(%all-reduce.1)
+  %row = f32[1,64]{1,0} bitcast(%all-reduce.1)
+  %kept = f32[12,64]{1,0} get-tuple-element(%state), index=2
+  %stack = f32[12,64]{1,0} fusion(%kept, %row), kind=kLoop, calls=%fused_update
+  %i = s32[] get-tuple-element(%state), index=0
+  ROOT %next = (s32[], f32[64]{0}, f32[12,64]{1,0}) tuple(%i, %near, %stack)
+}
+
+%cond (state: (s32[], f32[64], f32[12,64])) -> pred[] {
+  %state = (s32[], f32[64]{0}, f32[12,64]{1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(12)
+  %i = s32[] get-tuple-element(%state), index=0
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[64], b: f32[12,64]) -> f32[512] {
+  %a = f32[64]{0} parameter(0)
+  %b = f32[12,64]{1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[64]{0}, f32[12,64]{1,0}) tuple(%zero, %a, %b)
+  %loop = (s32[], f32[64]{0}, f32[12,64]{1,0}) while(%start), condition=%cond, body=%body
+  %y = f32[64]{0} get-tuple-element(%loop), index=1
+  %gather = (f32[64]{0}, f32[512]{0}) all-gather-start(%y), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %g = f32[512]{0} all-gather-done(%gather)
+  %part = bf16[64]{0} reduce-scatter(%g), replica_groups={}, dimensions={0}, to_apply=%add
+  ROOT %out = f32[512]{0} copy(%g)
+}
+"""  # noqa: E501
+
+
+def test_a_program_is_read_with_its_loops():
+  program = hlo.read(TEXT, 8)
+  assert program.collectives == {
+    "all-reduce": {"count": 12, "bytes": 12 * 256},
+    "all-gather": {"count": 1, "bytes": 2048},
+    "reduce-scatter": {"count": 1, "bytes": 8 * 128},
+  }
+  wire = 12 * 2 * 256 * 3 / 4 + 2048 * 7 / 8 + 1024 * 7 / 8
+  assert program.wire_bytes == wire
+  # Of the loop its sum and the row that is put; what is on the chip is not.
+  arguments, loop = 256 + 12 * 256, 12 * (256 + 256)
+  entry = 2048 + 128 + 2048
+  assert program.hbm_bytes == arguments + 2 * (loop + entry)
+
+
+def quick_plan(*flags, topologies=("cpu:8",), **options):
+  config = config_lib.load(QUICK, list(flags))
+  return plan_lib.plan(config, topologies, **options)
+
+
+def test_bytes_of_the_state_are_those_of_the_real_one():
+  figures = quick_plan()
+  run = run_lib.build(config_lib.load(QUICK, []))
+  state = run_lib.init_state(run)
+  nbytes = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+  for part, size in figures["state_bytes"].items():
+    assert size == nbytes(getattr(state, part))
+  row = figures["topologies"]["cpu:8"]
+  assert row["state_bytes"] == nbytes(state)
+  on_chip = lambda x: x.addressable_shards[0].data.nbytes
+  run = run_lib.build(config_lib.load(QUICK, ["--config.mesh.fsdp=8"]))
+  state = run_lib.init_state(run)
+  sharded = quick_plan("--config.mesh.fsdp=8")["topologies"]["cpu:8"]
+  held = sum(map(on_chip, jax.tree.leaves(state)))
+  assert sharded["state_bytes"] == held < 0.6 * row["state_bytes"]
+  # Gradients are summed either way; what is cut is gathered too.
+  assert set(row["collectives"]) == {"all-reduce"}
+  assert "all-gather" in sharded["collectives"]
+
+
+def test_what_does_not_fit_is_told_with_needed_and_available(monkeypatch):
+  chip = hardware.Chip(1e12, 2.0**20, 1e9, 1e9)
+  real = hardware.devices
+  monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
+  with pytest.raises(errors.UserError, match=r"needs 0\.\d+ GiB and has 0.00"):
+    quick_plan()
+
+
+def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
+  run = run_lib.build(config_lib.load(QUICK, ["--config.mesh.data=2"]))
+  peak = lambda run, chip: plan_lib.Compiled(
+    5_000_000 + 12_345 * run.config.batch_size, None
+  )
+  monkeypatch.setattr(plan_lib, "compile_step", peak)
+  chip = hardware.Chip(1e12, 10e6, 1e9, 1e9)
+  largest = plan_lib._largest(run, jax.devices()[:2], chip)
+  assert largest % 2 == 0
+  needs = lambda n: 5_000_000 + 12_345 * n
+  assert needs(largest) <= chip.hbm < needs(largest + largest // 8 + 2)
+  tiny = chip._replace(hbm=1e6)
+  assert plan_lib._largest(run, jax.devices()[:2], tiny) == 0
+
+
+def test_floors_and_chip_hours(monkeypatch):
+  chip = hardware.Chip(1e12, 2**34, 1e9, 1e9)
+  real = hardware.devices
+  monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
+  figures = quick_plan(topologies=["cpu:2"], mfu=0.5)
+  row = figures["topologies"]["cpu:2"]
+  floors = row["floors_s"]
+  np.testing.assert_allclose(floors["flops"], figures["flops"] / 2 / 1e12)
+  assert row["bound"] == max(floors, key=floors.get)
+  expected = max(2 * floors["flops"], floors[row["bound"]])
+  np.testing.assert_allclose(row["step_s"], expected)
+  hours = 2 * row["step_s"] * figures["steps"] / 3600
+  np.testing.assert_allclose(row["chip_hours"], hours)
+
+
+CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.py")))
+EXAMPLES = {
+  "folder:imagenet100": (126_689, 100),
+  "wordnet_glosses": (100_000, None),
+  "bible": (30_000, None),
+}
+
+
+@pytest.mark.parametrize(
+  "path", CONFIGS, ids=lambda p: os.path.basename(p)[:-3]
+)
+def test_every_config_has_a_source_without_its_data(path):
+  config = config_lib.load(path, [])
+  known = EXAMPLES.get(config.data.name, (None, None))
+  encoder = run_lib.make_encoder(config)
+  source = source_lib.of(config, encoder, *known)
+  run_lib.make_augments(config, source)
+  source.check(encoder)
+  assert len(source) >= config.batch_size
+
+
+def test_what_is_not_known_of_the_data_is_asked_for():
+  path = os.path.join(ROOT, "configs", "wmse_resnet18_imagenet100.py")
+  config = config_lib.load(path, [])
+  encoder = run_lib.make_encoder(config)
+  with pytest.raises(errors.UserError, match="give --examples=N"):
+    source_lib.of(config, encoder, None, None)
+  path = os.path.join(ROOT, "configs", "supcon_resnet50_imagenet.py")
+  config = config_lib.load(path, ["--config.data.name=folder:mine"])
+  with pytest.raises(errors.UserError, match="give --classes=N"):
+    source_lib.of(config, encoder, 1000, None)
+
+
+@pytest.mark.parametrize(
+  "name", ["v5e", "v5e:4by4", "cpu:x", "tpu:8", "cuda:1", ""]
+)
+def test_an_unknown_topology_is_told(name):
+  with pytest.raises(errors.UserError, match="unknown --topology"):
+    hardware.devices(name)
+
+
+def test_more_devices_than_jax_has_are_told():
+  with pytest.raises(errors.UserError, match="device_count=9"):
+    hardware.devices("cpu:9")
+
+
+def test_the_loader_reads_what_the_trainer_would():
+  kind = lambda shape, n: sources.ArraySource(
+    {"image": np.zeros((n, *shape), np.uint8)}
+  )
+  small = loader.rate(kind((8, 8, 1), 64), 32)
+  assert small > 10_000
+
+  class Large(sources.ImageSource):
+    shape = (256, 256, 3)
+
+    def __len__(self):
+      return 1_281_167
+
+  assert 10 < loader.rate(Large(), 4096) < small
+
+
+def test_the_command_prints_a_table_and_json(capsys, monkeypatch):
+  argv = ["plan", f"--config={QUICK}", "--topology=cpu:1,cpu:2"]
+  assert cli.main(argv) == 0
+  *table, last = capsys.readouterr().out.strip().splitlines()
+  figures = json.loads(last)
+  assert list(figures["topologies"]) == ["cpu:1", "cpu:2"]
+  assert any(line.startswith("| cpu:2 |") for line in table)
+  monkeypatch.setattr(plan_lib, "plan", lambda *args, **options: figures)
+  assert cli.main([*argv, "--json"]) == 0
+  assert json.loads(capsys.readouterr().out) == figures
+
+
+def test_the_step_that_is_planned_is_the_one_that_trains():
+  figures = quick_plan(topologies=["cpu:1"])
+  run = run_lib.build(config_lib.load(QUICK, ["--config.mesh.data=1"]))
+  compiled = train.compile_step(run).lower(
+    run.abstract_state, run_lib.abstract_batch(run), jax.random.key(0)
+  )
+  m = compiled.compile().memory_analysis()
+  peak = figures["topologies"]["cpu:1"]["peak_bytes"]
+  least = m.argument_size_in_bytes + m.temp_size_in_bytes
+  assert least <= peak <= 1.5 * least

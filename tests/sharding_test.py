@@ -1,0 +1,126 @@
+"""Where arrays lie: what is cut over devices, and what is not."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import run as run_lib
+from ssljax import sharding
+from ssljax import train
+
+P = jax.P
+QUICK = "configs/mae_vit_fashion_mnist.py:quick"
+
+
+def shape(*sizes):
+  return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_arrays_are_cut_along_the_longest_dimension_that_divides():
+  mesh = sharding.make_mesh(2, 4)
+  assert mesh.shape == {"data": 2, "fsdp": 4}
+  tree = {
+    "kernel": shape(64, 128),
+    "stack": shape(12, 130, 64),
+    "bias": shape(8192),
+    "small": shape(16, 16),
+    "odd": shape(129, 33),
+    "queue": shape(4096, 64),
+  }
+  specs = jax.tree.map(
+    lambda x: x.spec, sharding.by_array(mesh, tree, "queue|center")
+  )
+  assert specs == {
+    "kernel": P(None, "fsdp"),
+    "stack": P(None, None, "fsdp"),
+    "bias": P(),
+    "small": P(),
+    "odd": P(),
+    "queue": P(),
+  }
+  whole = sharding.by_array(sharding.make_mesh(), tree)
+  assert all(x.spec == P() for x in jax.tree.leaves(whole))
+
+
+@pytest.mark.parametrize(
+  "sizes, message",
+  [
+    ((16, 1), "8 devices"),
+    ((-1, 3), "fsdp=3 does not divide 8"),
+    ((-1, 0), "fsdp=0 does not divide 8"),
+    ((4, 4), "data=4 x config.mesh.fsdp=4, and there are 8"),
+    ((0, 1), "give 1 to 8"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_told(sizes, message):
+  with pytest.raises(errors.UserError, match=message):
+    sharding.make_mesh(*sizes)
+
+
+@pytest.fixture(name="runs", scope="module")
+def fixture_runs():
+  """The same run on one device and, its state cut, on 2 x 4."""
+  meshes = {"one": (1, 1), "cut": (2, 4)}
+  return {
+    name: run_lib.build(
+      config_lib.load(
+        QUICK, [f"--config.mesh.data={d}", f"--config.mesh.fsdp={f}"]
+      )
+    )
+    for name, (d, f) in meshes.items()
+  }
+
+
+def after(run, steps=3):
+  state = run_lib.init_state(run)
+  losses = []
+  for update in train.updates(run, state, train.compile_step(run), stop=steps):
+    losses.append(float(update.metrics["loss"]))
+  return losses, update.state
+
+
+def test_a_state_that_is_cut_trains_as_one_that_is_whole(runs):
+  (losses, state), (expected, _) = after(runs["cut"]), after(runs["one"])
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  leaves = jax.tree.leaves(state)
+  local = sum(x.addressable_shards[0].data.nbytes for x in leaves)
+  assert local < 0.6 * sum(x.nbytes for x in leaves)
+  kernel = state.params["encoder"]["block0"]["fc1"]["kernel"]
+  assert kernel.sharding.spec == P(None, "fsdp")
+  moments = [
+    x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape
+  ]
+  assert moments and all(x.sharding == kernel.sharding for x in moments)
+
+
+def test_no_device_holds_the_whole_of_what_is_cut(runs):
+  memory = {}
+  for name, run in runs.items():
+    step = train.compile_step(run).lower(
+      run.abstract_state, run_lib.abstract_batch(run), jax.random.key(0)
+    )
+    memory[name] = step.compile().memory_analysis().argument_size_in_bytes
+  assert memory["cut"] < 0.6 * memory["one"]
+
+
+def test_a_run_of_more_devices_is_restored_on_those_that_are_here(tmp_path):
+  flags = ["--config.mesh.data=5", "--config.mesh.fsdp=4"]
+  config = config_lib.load(QUICK, flags)
+  config_lib.save(config, tmp_path / "config.json")
+  mesh = run_lib.restore_config(str(tmp_path)).mesh
+  assert (mesh.data, mesh.fsdp) == (8, 1)
+
+
+def test_a_config_of_before_has_the_defaults_of_keys_that_came_since(tmp_path):
+  config = config_lib.to_dict(config_lib.load(QUICK, []))
+  del config["mesh"]["fsdp"], config["watchdog_s"]
+  config["method"] = {"name": "mae"}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  restored = config_lib.restore(tmp_path / "config.json")
+  assert restored.mesh.fsdp == 1 and restored.watchdog_s is None
+  assert restored.method.to_dict() == {"name": "mae"}

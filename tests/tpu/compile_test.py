@@ -1,0 +1,40 @@
+"""Every config's own step compiles for a TPU: `make test-tpu`.
+
+No chip is needed, but libtpu. What a topology of 4 chips has no memory for
+compiles all the same: the compiler then says how much it lacks.
+"""
+
+import glob
+import os
+
+import pytest
+
+from ssljax import config as config_lib
+from ssljax import plan
+from ssljax import run as run_lib
+from ssljax.plan import hardware
+from ssljax.plan import source as source_lib
+
+pytest.importorskip("libtpu")
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.py")))
+EXAMPLES = {"folder:imagenet100": 126_689}
+
+
+@pytest.mark.parametrize(
+  "path", CONFIGS, ids=lambda p: os.path.basename(p)[:-3]
+)
+def test_compiles(path):
+  config = config_lib.load(path, [])
+  # A batch of 8 examples a chip shows what a large one would, and sooner.
+  config = plan.changed(config, batch_size=32 * config.accumulate)
+  if config.data.modality == "text":
+    config = plan.changed(config, steps=1000)
+  examples = EXAMPLES.get(config.data.name)
+  encoder = run_lib.make_encoder(config)
+  source = source_lib.of(config, encoder, examples, 100)
+  devices, chip = hardware.devices("v5e:2x2")
+  run = run_lib.build(config, source=source, devices=devices)
+  compiled = plan.compile_step(run, chip)
+  assert compiled.peak > 0 and compiled.program is not None
+  assert compiled.program.collectives["all-reduce"]["count"] > 0
