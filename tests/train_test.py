@@ -172,8 +172,7 @@ def monitor(config):
 
   def make(*flags):
     run = run_lib.build(config_lib.load(config, list(flags)))
-    shape = run.abstract_state
-    return train._Monitor(run, shape), run_lib.init_state(run)
+    return train._Monitor(run), run_lib.init_state(run)
 
   return make
 
