@@ -32,7 +32,7 @@ usage: ssljax <command> [flags]
                 stall, multihost, elastic, badrecord
   plan --config=FILE[:variant,...] --topology=v5e:4x4[,v5p:8x8x8,cpu:8,...]
        [--json] [--remat=none,dots,full] [--largest] [--mfu=0.4]
-       [--examples=N --classes=N] [--config.key=value ...]
+       [--effort=-1] [--examples=N --classes=N] [--config.key=value ...]
                                 what a step takes on chips that are not here
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
@@ -302,6 +302,7 @@ def _plan(argv):
     remat=None,
     largest=False,
     mfu="0.4",
+    effort="-1",
     examples=None,
     classes=None,
   )
@@ -319,6 +320,12 @@ def _plan(argv):
   as_json, path = values.pop("json"), values.pop("config")
   for name, kind in (("mfu", float), ("examples", int), ("classes", int)):
     values[name] = _number(values, name, kind)
+  try:
+    values["effort"] = float(values["effort"])
+  except ValueError as e:
+    raise errors.UserError(
+      f"--effort={values['effort']} is not a number from -1 to 1"
+    ) from e
   values["remat"] = values["remat"].split(",") if values["remat"] else ()
   figures = plan.plan(config.load(path, argv), names, **values)
   if not as_json:

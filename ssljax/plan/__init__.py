@@ -4,6 +4,7 @@ The step that trains is compiled ahead of time for a topology, from shapes
 alone, so that a run that does not fit is known before a pod is asked for.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def plan(
   remat: Sequence[str] = (),
   largest: bool = False,
   mfu: float = 0.4,
+  effort: float = -1.0,
   examples: int | None = None,
   classes: int | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +45,8 @@ def plan(
     largest: whether to look for the largest batch that fits, which compiles the
       step some ten times.
     mfu: the share of the chips' peak at which model FLOPs are done.
+    effort: of XLA's TPU compiler, from -1 to 1. A run has 0; -1 takes a quarter
+      of the time, and some percent more or less memory.
     examples: of the dataset, where they are not known here.
     classes: of its labels, where they are not known here.
 
@@ -65,27 +69,44 @@ def plan(
     "flops": step_flops,
     "loader_per_s": loader.rate(source, config.batch_size),
     "mfu": mfu,
-    "topologies": {},
   }
-  for name, (devices, chip) in places.items():
-    run = run_lib.build(config, source=source, devices=devices)
-    row = _of_step(run, chip, compile_step(run, chip), step_flops, mfu)
-    if remat:
-      row["remat"] = {
-        kind: _with(run, devices, chip, encoder={"remat": kind}).peak
-        for kind in remat
-      }
-    if largest:
-      row["largest_batch"] = _largest(run, devices, chip)
-    figures["topologies"][name] = row
-  rows = figures["topologies"]
+  with _effort(effort):
+    rows = {
+      name: _of_topology(run, *place, step_flops, mfu, remat, largest)
+      for name, place in places.items()
+    }
   if not any(row["fits"] for row in rows.values()):
     raise errors.UserError(
       "; ".join(f"{name}: {_lacks(row)}" for name, row in rows.items())
       + ": take more chips, a smaller config.batch_size, config.accumulate, "
       "config.encoder.remat=full or config.mesh.fsdp"
     )
-  return figures
+  return figures | {"topologies": rows}
+
+
+@contextlib.contextmanager
+def _effort(effort):
+  name = "jax_exec_time_optimization_effort"
+  before = getattr(jax.config, name)
+  jax.config.update(name, effort)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+
+
+def _of_topology(run, devices, chip, step_flops, mfu, remat, largest):
+  """The figures of one topology, those that were asked for among them."""
+  run = run_lib.build(run.config, source=run.source, devices=devices)
+  row = _of_step(run, chip, compile_step(run, chip), step_flops, mfu)
+  if remat:
+    row["remat"] = {
+      kind: _with(run, devices, chip, encoder={"remat": kind}).peak
+      for kind in remat
+    }
+  if largest:
+    row["largest_batch"] = _largest(run, devices, chip)
+  return row
 
 
 def model_flops(run) -> int:

@@ -25,26 +25,30 @@ def rate(source, batch_size: int) -> float | None:
   if len(source) * int(np.prod(shape)) <= 2 << 30:
     n = min(len(source), max(batch_size, 2048))
     stand_in = sources.ArraySource({"image": np.zeros((n, *shape), np.uint8)})
-  else:
-    stand_in = sources.DecodedSource(
-      _Pictures(len(source)),
-      shape,
-      name="JPEGs",
-      labels=False,
-      num_classes=None,
-      fits=True,
-      max_corrupt=0,
-    )
-  n = min(batch_size, len(stand_in), 256)
-  steps = len(stand_in) // n * 100_000
-  start, done = time.perf_counter(), 0
-  batches = stream.batches(
-    stand_in, seed=0, start_step=0, stop_step=steps, batch_size=n
+    return _rate(stand_in, min(batch_size, 256))
+  stand_in = sources.DecodedSource(
+    _Pictures(len(source)),
+    shape,
+    name="JPEGs",
+    labels=False,
+    num_classes=None,
+    fits=True,
+    max_corrupt=0,
   )
-  for _ in batches:
+  return _rate(stand_in, min(batch_size, 32))
+
+
+def _rate(source, n):
+  """Examples a second, in batches of n, once all threads have one."""
+  batches = stream.batches(
+    source, seed=0, start_step=0, stop_step=1 << 30, batch_size=n
+  )
+  for _ in range(8):
+    next(batches)
+  start, done = time.perf_counter(), 0
+  while (spent := time.perf_counter() - start) < _SECONDS:
+    next(batches)
     done += n
-    if (spent := time.perf_counter() - start) > _SECONDS:
-      break
   batches.close()
   return round(done / spent, 1)
 
