@@ -70,7 +70,7 @@ def plan(
     "loader_per_s": loader.rate(source, config.batch_size),
     "mfu": mfu,
   }
-  with _effort(effort):
+  with effort_of(effort):
     rows = {
       name: _of_topology(run, *place, step_flops, mfu, remat, largest)
       for name, place in places.items()
@@ -85,7 +85,8 @@ def plan(
 
 
 @contextlib.contextmanager
-def _effort(effort):
+def effort_of(effort: float):
+  """XLA's TPU compiler, told how much to try."""
   name = "jax_exec_time_optimization_effort"
   before = getattr(jax.config, name)
   jax.config.update(name, effort)

@@ -28,13 +28,14 @@ def test_compiles(path):
   config = config_lib.load(path, [])
   # A batch of 8 examples a chip shows what a large one would, and sooner.
   config = plan.changed(config, batch_size=32 * config.accumulate)
-  if config.data.modality == "text":
+  if config.data.modality == "text" and config.steps is None:
     config = plan.changed(config, steps=1000)
   examples = EXAMPLES.get(config.data.name)
   encoder = run_lib.make_encoder(config)
   source = source_lib.of(config, encoder, examples, 100)
   devices, chip = hardware.devices("v5e:2x2")
   run = run_lib.build(config, source=source, devices=devices)
-  compiled = plan.compile_step(run, chip)
+  with plan.effort_of(-1.0):
+    compiled = plan.compile_step(run, chip)
   assert compiled.peak > 0 and compiled.program is not None
   assert compiled.program.collectives["all-reduce"]["count"] > 0
