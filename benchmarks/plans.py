@@ -35,6 +35,15 @@ schedule. The objective sees arrays of the global batch: its negatives, targets
 or Sinkhorn's rows are all of them.
 """
 
+_NOTES = {
+  "gpt_124m_webtext.py": """\
+Bound by the interconnect: a fault of ours, it seems, not of the recipe. The
+loss goes over 512 blocks of tokens with 2 gathers or sums for each, so that
+XLA brings every block to every chip. Not mended yet.
+
+"""
+}
+
 
 def main():
   parser = argparse.ArgumentParser()
@@ -54,7 +63,8 @@ def main():
       sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     *table, last = done.stdout.strip().splitlines()
     json.loads(last)
-    parts.append(f"## `{name}`\n\n" + "\n".join(table) + "\n")
+    note = _NOTES.get(name, "")
+    parts.append(f"## `{name}`\n\n{note}" + "\n".join(table) + "\n")
     print(name, file=sys.stderr)
   with open(args.out, "w") as f:
     f.write("\n".join(parts))

@@ -149,7 +149,10 @@ def compile_step(run, chip) -> Compiled:
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as e:
-    used = re.search(r"Used ([\d.]+)([KMGT]) of", str(e))
+    # It says one or the other; the second leaves arguments out.
+    used = re.search(
+      r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])(?: of|\))", str(e)
+    )
     if chip is None or used is None:
       raise
     unit = 2 ** (10 * (1 + "KMGT".index(used[2])))
