@@ -32,17 +32,9 @@ a step takes at the least by each; FLOPs are the method's own, without
 augmentation. A step is told at an assumed {mfu:.0%} of the chips' peak, or by
 the largest of the three where that is more; chip-hours are for the whole
 schedule. The objective sees arrays of the global batch: its negatives, targets
-or Sinkhorn's rows are all of them.
+or Sinkhorn's rows are all of them. What a machine reads was measured on two CPU
+cores beside other work.
 """
-
-_NOTES = {
-  "gpt_124m_webtext.py": """\
-Bound by the interconnect: a fault of ours, it seems, not of the recipe. The
-loss goes over 512 blocks of tokens with 2 gathers or sums for each, so that
-XLA brings every block to every chip. Not mended yet.
-
-"""
-}
 
 
 def main():
@@ -63,8 +55,7 @@ def main():
       sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     *table, last = done.stdout.strip().splitlines()
     json.loads(last)
-    note = _NOTES.get(name, "")
-    parts.append(f"## `{name}`\n\n{note}" + "\n".join(table) + "\n")
+    parts.append(f"## `{name}`\n\n" + "\n".join(table) + "\n")
     print(name, file=sys.stderr)
   with open(args.out, "w") as f:
     f.write("\n".join(parts))

@@ -26,7 +26,12 @@ def get_config(arg=None):
   )
   config.augment = dict(name="mlm", copies=10, most=20)
   config.encoder = dict(name="bert", variant="base", vocab=30522, positions=512)
-  config.method = dict(name="bert", next_sentence=True, pool="cls")
+  config.method = dict(
+    name="bert",
+    next_sentence=True,
+    pool="cls",
+    block=8192,  # tokens of all chips
+  )
   config.optimizer = dict(
     name="adamw",
     learning_rate=1e-4,

@@ -26,7 +26,8 @@ def get_config(arg=None):
     length=1024,
   )
   config.encoder = dict(name="gpt", variant="124M")
-  config.method = dict(name="gpt")
+  # Tokens of all chips together; each block sums the table's gradient anew.
+  config.method = dict(name="gpt", block=65536)
   config.optimizer = dict(
     name="adamw",
     learning_rate=2.5e-4,

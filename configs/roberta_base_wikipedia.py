@@ -25,7 +25,7 @@ def get_config(arg=None):
   )
   config.augment = dict(name="mlm", probabilistic=True, random_special=False)
   config.encoder = dict(name="bert", variant="roberta-base")
-  config.method = dict(name="roberta")
+  config.method = dict(name="roberta", block=65536)  # tokens of all chips
   config.optimizer = dict(
     name="adamw",
     learning_rate=5e-4,

@@ -320,12 +320,7 @@ def _plan(argv):
   as_json, path = values.pop("json"), values.pop("config")
   for name, kind in (("mfu", float), ("examples", int), ("classes", int)):
     values[name] = _number(values, name, kind)
-  try:
-    values["effort"] = float(values["effort"])
-  except ValueError as e:
-    raise errors.UserError(
-      f"--effort={values['effort']} is not a number from -1 to 1"
-    ) from e
+  values["effort"] = _number(values, "effort", float, least=-1)
   values["remat"] = values["remat"].split(",") if values["remat"] else ()
   figures = plan.plan(config.load(path, argv), names, **values)
   if not as_json:
@@ -339,15 +334,15 @@ def _typed(values):
   return values
 
 
-def _number(values, name, kind):
-  """A flag's number, which is not negative; None stays None."""
+def _number(values, name, kind, least=0):
+  """A flag's number, which is not below `least`; None stays None."""
   text = values[name]
   try:
     number = None if text is None else kind(text)
   except ValueError:
-    number = -1
-  if number is not None and not number >= 0:
-    raise errors.UserError(f"--{name}={text} is not a number from 0 on")
+    number = least - 1
+  if number is not None and not number >= least:
+    raise errors.UserError(f"--{name}={text} is not a number from {least} on")
   return number
 
 

@@ -3,6 +3,8 @@
 Needs jax alone.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -273,22 +275,23 @@ def token_cross_entropy(
   """Cross-entropy of tokens over a vocabulary, a block of tokens at a time.
 
   The logits of a block are computed again for its gradient, so that memory
-  grows with block x vocabulary, not with tokens x vocabulary.
+  grows with block x vocabulary, not with tokens x vocabulary. A block has some
+  tokens of each row, so that devices keep the rows that they have.
 
   Args:
-    hidden: [n d], in the dtype of the computation.
+    hidden: [... n d], rows of n tokens, in the dtype of the computation.
     table: [v d], a row for each word; cast to the dtype of `hidden`.
-    targets: int32 [n].
+    targets: int32 [... n].
     bias: [v], added to the logits, or None.
     z_loss: weight of the squared logarithm of the partition function (PaLM,
       Chowdhery et al. 2022, section 5), which is added to the loss.
-    block: how many tokens at a time, at most.
+    block: how many tokens at a time, at most, but for one of each row.
 
   Returns:
-    (losses float32 [n] in nats, whether each target had the largest logit
-    bool [n]).
+    (losses float32 [... n] in nats, whether each target had the largest logit
+    bool [... n]).
   """
-  n = hidden.shape[0]
+  *rows, n = targets.shape
   table = table.astype(hidden.dtype)
 
   def of_block(hidden, targets):
@@ -296,19 +299,29 @@ def token_cross_entropy(
     if bias is not None:
       logits += bias
     total = jax.nn.logsumexp(logits, axis=-1)
-    target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     loss = total - target + z_loss * jnp.square(total)
     return loss, target >= logits.max(axis=-1)
 
-  if n <= block:
+  most = max(1, block // math.prod(rows))  # tokens of a row
+  if n <= most:
     return of_block(hidden, targets)
-  blocks = -(-n // block)
-  block = -(-n // blocks)  # of one size, so that little is padded
-  padding = blocks * block - n
-  hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(blocks, block, -1)
-  targets = jnp.pad(targets, (0, padding)).reshape(blocks, block)
-  out = jax.lax.map(lambda x: jax.checkpoint(of_block)(*x), (hidden, targets))
-  return jax.tree.map(lambda x: x.reshape(-1)[:n], out)
+  blocks = -(-n // most)
+  size = -(-n // blocks)  # the same for all, so that little is padded
+  axis = len(rows)
+
+  def split(x):
+    """[... n *] -> [blocks ... size *]."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, blocks * size - n)
+    x = jnp.pad(x, padding).reshape(*rows, blocks, size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+  out = jax.lax.map(
+    lambda x: jax.checkpoint(of_block)(*x), (split(hidden), split(targets))
+  )
+  join = lambda x: jnp.moveaxis(x, 0, axis).reshape(*rows, -1)[..., :n]
+  return jax.tree.map(join, out)
 
 
 def soft_cross_entropy(

@@ -126,7 +126,7 @@ def make_encoder(config):
 def make_method(config, **known) -> core.Method:
   """The method around its encoder; `known` goes to where `make` names it."""
   encoder = make_encoder(config)
-  make = _module("ssljax.methods", config.method.name).make
+  make = module("ssljax.methods", config.method.name).make
   names = inspect.signature(make).parameters
   known = {k: v for k, v in known.items() if k in names}
   try:
@@ -246,7 +246,7 @@ def data_file(workdir: str, name: str) -> str:
 def restore_config(workdir: str):
   """The config of a run, reading the data files that the run has kept.
 
-  Where it ran on more devices than there are here, it is spread over these.
+  Where its mesh does not fit the devices that are here, it is spread over all.
 
   Raises:
     UserError: there is no run.
@@ -260,7 +260,9 @@ def restore_config(workdir: str):
       if os.path.exists(kept := data_file(workdir, key)):
         config.data[key] = kept
     have, mesh = jax.device_count(), config.mesh
-    if abs(mesh.data) * mesh.fsdp > have:
+    every = mesh.data == -1
+    fits = not have % mesh.fsdp if every else mesh.data * mesh.fsdp <= have
+    if not fits:
       whole = config.batch_size // config.accumulate
       mesh.update(data=math.gcd(whole, have), fsdp=1)
   return config
@@ -410,7 +412,7 @@ def _options(config) -> dict:
   return {k: tupled(v) for k, v in config.items() if v is not None}
 
 
-def _module(package: str, name: str):
+def module(package: str, name: str):
   """The module of a name in a config."""
   path = name if "." in name else f"{package}.{name}"
   try:
@@ -423,7 +425,7 @@ def _module(package: str, name: str):
 
 def _make(package, config, *args, **known):
   options = _options(config)
-  make = _module(package, options.pop("name")).make
+  make = module(package, options.pop("name")).make
   return _call(make, config, *args, **{**options, **known})
 
 

@@ -134,14 +134,23 @@ def by_array(
     whole: a regular expression; an array stays whole where it is found in its
       path, as in "method_state/queue".
     least: elements of an array that is cut.
+
+  Raises:
+    UserError: `whole` is not a regular expression.
   """
   n = mesh.shape["fsdp"]
+  try:
+    kept = re.compile(whole) if whole else None
+  except re.error as e:
+    raise errors.UserError(
+      f"config.mesh.whole={whole!r} is no regular expression: {e}"
+    ) from e
 
   def place(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     fits = [i for i, size in enumerate(x.shape) if size % n == 0]
     small = x.ndim < 2 or x.size < least
-    if n == 1 or small or not fits or (whole and re.search(whole, name)):
+    if n == 1 or small or not fits or (kept and kept.search(name)):
       return replicated(mesh)
     axis = max(fits, key=lambda i: x.shape[i])
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))

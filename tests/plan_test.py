@@ -154,7 +154,7 @@ def test_bytes_of_the_state_are_those_of_the_real_one():
   state = run_lib.init_state(run)
   sharded = quick_plan("--config.mesh.fsdp=8")["topologies"]["cpu:8"]
   held = sum(map(on_chip, jax.tree.leaves(state)))
-  assert sharded["state_bytes"] == held < 0.6 * row["state_bytes"]
+  assert sharded["state_bytes"] == held < row["state_bytes"]
   # Gradients are summed either way; what is cut is gathered too.
   assert set(row["collectives"]) == {"all-reduce"}
   assert "all-gather" in sharded["collectives"]
@@ -175,12 +175,12 @@ def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
   )
   monkeypatch.setattr(plan_lib, "compile_step", peak)
   chip = hardware.Chip(1e12, 10e6, 1e9, 1e9)
-  largest = plan_lib._largest(run, jax.devices()[:2], chip)
+  largest = plan_lib._largest(run, chip)
   assert largest % 2 == 0
   needs = lambda n: 5_000_000 + 12_345 * n
   assert needs(largest) <= chip.hbm < needs(largest + largest // 8 + 2)
   tiny = chip._replace(hbm=1e6)
-  assert plan_lib._largest(run, jax.devices()[:2], tiny) == 0
+  assert plan_lib._largest(run, tiny) == 0
 
 
 def test_floors_and_chip_hours(monkeypatch):
@@ -237,6 +237,33 @@ def test_what_is_not_known_of_the_data_is_asked_for():
 def test_an_unknown_topology_is_told(name):
   with pytest.raises(errors.UserError, match="unknown --topology"):
     hardware.devices(name)
+
+
+@pytest.mark.parametrize(
+  "flag, message",
+  [
+    ("--mfu=0", "give an mfu"),
+    ("--effort=2", "an effort from -1 to 1"),
+    ("--effort=much", "not a number from -1 on"),
+    ("--remat=some", "unknown encoder.remat='some'"),
+  ],
+)
+def test_a_plan_that_cannot_be_is_told_before_it_compiles(
+  flag, message, capsys, monkeypatch
+):
+  monkeypatch.setattr(plan_lib, "compile_step", None)
+  argv = ["plan", f"--config={QUICK}", "--topology=cpu:1", flag]
+  assert cli.main(argv) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_losses_in_blocks_count_once():
+  path = os.path.join(ROOT, "configs", "gpt_124m_webtext.py:quick")
+  counts = set()
+  for block in (64, 1 << 20):
+    config = config_lib.load(path, [f"--config.method.block={block}"])
+    counts.add(plan_lib.model_flops(run_lib.build(config)))
+  assert len(counts) == 1
 
 
 def test_more_devices_than_jax_has_are_told():

@@ -10,10 +10,12 @@ from ssljax import core
 from ssljax import errors
 from ssljax import losses
 from ssljax import masks
+from ssljax import sharding
 from ssljax.methods import bert as bert_method
 from ssljax.methods import gpt as gpt_method
 from ssljax.models import bert
 from ssljax.models import gpt
+from ssljax.plan import hlo
 from tests import toys
 from tests.fidelity import drawn
 
@@ -138,13 +140,15 @@ def test_dropout_keeps_the_mean():
   np.testing.assert_allclose((out == 0).mean(axis=1), 0.3, atol=0.02)
 
 
-@pytest.mark.parametrize("block", [3, 5, 8, 64])
-def test_blocks_of_the_vocabulary_change_nothing(block):
+@pytest.mark.parametrize("shape", [(8,), (3, 7), (2, 2, 5)])
+@pytest.mark.parametrize("block", [1, 3, 5, 8, 64])
+def test_blocks_of_the_vocabulary_change_nothing(block, shape):
   rng = np.random.default_rng(0)
   hidden, table, bias = (
-    rng.normal(size=s).astype(np.float32) for s in ((8, 16), (50, 16), (50,))
+    rng.normal(size=s).astype(np.float32)
+    for s in ((*shape, 16), (50, 16), (50,))
   )
-  targets = rng.integers(0, 50, 8)
+  targets = rng.integers(0, 50, shape)
 
   def loss(hidden, table, bias, block):
     nats, right = losses.token_cross_entropy(
@@ -165,6 +169,27 @@ def test_blocks_of_the_vocabulary_change_nothing(block):
   np.testing.assert_array_equal(right, expected)
   for x, y in zip(grads, plain_grads):
     np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_blocks_leave_rows_on_their_devices():
+  mesh = sharding.make_mesh()
+  cut, whole = sharding.by_example(mesh), sharding.replicated(mesh)
+
+  def loss(hidden, table, targets):
+    return losses.token_cross_entropy(hidden, table, targets, block=32)[0].sum()
+
+  step = jax.jit(
+    jax.grad(loss, (0, 1)),
+    in_shardings=(cut, whole, cut),
+    out_shardings=(cut, whole),
+  )
+  compiled = step.lower(
+    jax.ShapeDtypeStruct((16, 24, 8), jnp.float32),
+    jax.ShapeDtypeStruct((50, 8), jnp.float32),
+    jax.ShapeDtypeStruct((16, 24), jnp.int32),
+  ).compile()
+  moved = hlo.read(compiled.as_text(), 8).collectives
+  assert set(moved) == {"all-reduce"}  # of the table's gradient
 
 
 def test_blocks_save_memory():

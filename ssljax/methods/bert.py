@@ -83,16 +83,16 @@ def make(
     hidden = jnp.take_along_axis(out["tokens"], places[..., None], axis=1)
     hidden = head.apply({"params": params["head"]}, hidden)
     nats, right = losses.token_cross_entropy(
-      hidden.reshape(-1, encoder.dim).astype(encoder.dtype),
+      hidden.astype(encoder.dtype),
       params["encoder"]["token_embed"]["embedding"],
-      batch["targets"].reshape(-1),
+      batch["targets"],
       bias=params["bias"],
       block=block,
     )
     features = {
-      "sum": (nats.reshape(weights.shape) * weights).sum(axis=1),
+      "sum": (nats * weights).sum(axis=1),
       "count": weights.sum(axis=1),
-      "right": (right.reshape(weights.shape) & (weights > 0)).sum(axis=1),
+      "right": (right & (weights > 0)).sum(axis=1),
     }
     if next_sentence:
       logits = classify.apply({"params": params["next"]}, out["pooled"])

@@ -55,16 +55,16 @@ def make(decoder, *, z_loss: float = 0.0, block: int = 1024) -> core.Method:
     if "segment" in batch:
       weights &= batch["segment"][:, 1:] == batch["segment"][:, :-1]
     nats, right = losses.token_cross_entropy(
-      hidden.reshape(-1, decoder.dim).astype(decoder.dtype),
+      hidden.astype(decoder.dtype),
       params["encoder"]["token_embed"]["embedding"],
-      tokens[:, 1:].reshape(-1),
+      tokens[:, 1:],
       z_loss=z_loss,
       block=block,
     )
     features = {
-      "sum": (nats.reshape(weights.shape) * weights).sum(axis=1),
+      "sum": (nats * weights).sum(axis=1),
       "count": weights.sum(axis=1),
-      "right": (right.reshape(weights.shape) & weights).sum(axis=1),
+      "right": (right & weights).sum(axis=1),
     }
     return features, method_state
 

@@ -5,6 +5,7 @@ alone, so that a run that does not fit is known before a pod is asked for.
 """
 
 import contextlib
+import inspect
 import math
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from ssljax import core
 from ssljax import errors
 from ssljax import run as run_lib
 from ssljax import train
+from ssljax.models import remat as remat_lib
 from ssljax.plan import flops
 from ssljax.plan import hardware
 from ssljax.plan import hlo
@@ -58,12 +60,21 @@ def plan(
     UserError: the config is wrong, a topology is not known, or the step fits on
       none of them.
   """
+  if not 0 < mfu <= 1 or not -1 <= effort <= 1:
+    raise errors.UserError(
+      f"mfu={mfu} and effort={effort}: give an mfu in (0, 1], and an effort "
+      "from -1 to 1"
+    )
   places = {name: hardware.devices(name) for name in topologies}
-  source = source_lib.of(
-    config, run_lib.make_encoder(config), examples, classes
-  )
-  first, _ = next(iter(places.values()))
-  run = run_lib.build(config, source=source, devices=first)
+  encoder = run_lib.make_encoder(config)
+  source = source_lib.of(config, encoder, examples, classes)
+  for kind in remat:  # before anything is compiled
+    remat_lib.wrap(type(encoder), kind)
+  runs = {
+    name: run_lib.build(config, source=source, devices=devices)
+    for name, (devices, _) in places.items()
+  }
+  run = next(iter(runs.values()))
   step_flops = model_flops(run)
   figures = _of_run(run) | {
     "flops": step_flops,
@@ -72,8 +83,8 @@ def plan(
   }
   with effort_of(effort):
     rows = {
-      name: _of_topology(run, *place, step_flops, mfu, remat, largest)
-      for name, place in places.items()
+      name: _of_topology(runs[name], chip, step_flops, mfu, remat, largest)
+      for name, (_, chip) in places.items()
     }
   if not any(row["fits"] for row in rows.values()):
     raise errors.UserError(
@@ -96,18 +107,21 @@ def effort_of(effort: float):
     jax.config.update(name, before)
 
 
-def _of_topology(run, devices, chip, step_flops, mfu, remat, largest):
+def _of_topology(run, chip, step_flops, mfu, remat, largest):
   """The figures of one topology, those that were asked for among them."""
-  run = run_lib.build(run.config, source=run.source, devices=devices)
   row = _of_step(run, chip, compile_step(run, chip), step_flops, mfu)
   if remat:
     row["remat"] = {
-      kind: _with(run, devices, chip, encoder={"remat": kind}).peak
+      kind: compile_step(_with(run, encoder={"remat": kind}), chip).peak
       for kind in remat
     }
   if largest:
-    row["largest_batch"] = _largest(run, devices, chip)
+    row["largest_batch"] = _largest(run, chip)
   return row
+
+
+# Options of methods whose losses go over blocks, as one block has them.
+_WHOLE = {"block": 1 << 40, "blocks": 1}
 
 
 def model_flops(run) -> int:
@@ -117,10 +131,11 @@ def model_flops(run) -> int:
   teacher's forward pass, each of its crops and visible tokens alone. What the
   augmentation does, and what is computed again to save memory, does not count.
   """
-  if run.config.encoder.get("remat", "none") != "none":
-    plain = changed(run.config, encoder={"remat": "none"})
-    devices = list(run.mesh.devices.flat)
-    run = run_lib.build(plain, source=run.source, devices=devices)
+  options = inspect.signature(
+    run_lib.module("ssljax.methods", run.config.method.name).make
+  ).parameters
+  whole = {k: v for k, v in _WHOLE.items() if k in options}
+  run = _with(run, encoder={"remat": "none"}, method=whole)
   batch = run_lib.abstract_batch(run)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
   n = run.config.batch_size
@@ -218,7 +233,8 @@ def _of_step(run, chip, compiled, step_flops, mfu):
     "chips": chips,
     "peak_bytes": compiled.peak,
     "memory_bytes": chip and int(chip.hbm),
-    "fits": chip is None or compiled.peak <= chip.hbm,
+    "fits": chip is None
+    or (compiled.program is not None and compiled.peak <= chip.hbm),
     "state_bytes": sum(local(x) * x.dtype.itemsize for x in state),
   }
   if compiled.program is None:
@@ -258,21 +274,20 @@ def changed(config, **sections):
   return copied
 
 
-def _with(run, devices, chip, **changes) -> Compiled:
-  """The step of the run's config, changed."""
-  config = changed(run.config, **changes)
-  other = run_lib.build(config, source=run.source, devices=devices)
-  return compile_step(other, chip)
+def _with(run, **changes):
+  """The run of another config on the same chips."""
+  config, devices = changed(run.config, **changes), list(run.mesh.devices.flat)
+  return run_lib.build(config, source=run.source, devices=devices)
 
 
-def _largest(run, devices, chip):
+def _largest(run, chip):
   """The largest batch that fits, to an eighth; None where no limit is known."""
   if chip is None:
     return None
   unit = run.mesh.devices.size * run.config.accumulate
   fits = lambda n: (
     n * unit <= len(run.source)
-    and _with(run, devices, chip, batch_size=n * unit).peak <= chip.hbm
+    and compile_step(_with(run, batch_size=n * unit), chip).peak <= chip.hbm
   )
   low, high = 0, max(1, run.config.batch_size // unit)
   while fits(high):

@@ -49,7 +49,7 @@ def of(config, encoder, examples: int | None, classes: int | None):
   Args:
     config: of a run.
     encoder: the Flax module, whose vocabulary the tokenizer of text has.
-    examples: how many there are; None is TFDS' count, or one batch where the
+    examples: how many there are; None is TFDS' count, or no end where the
       config counts in steps.
     classes: of the labels; None is TFDS' count.
 
@@ -60,7 +60,7 @@ def of(config, encoder, examples: int | None, classes: int | None):
   known = _KNOWN.get(data.name, (None, None, None))
   examples, classes = examples or known[0], classes or known[1]
   if examples is None and config.steps is not None:
-    examples = config.batch_size
+    examples = 10**9  # no end is reached
   if examples is None:
     raise errors.UserError(
       f"how many examples {data.name} has is not known here: give --examples=N"
