@@ -183,17 +183,23 @@ def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
   assert plan_lib._largest(run, tiny) == 0
 
 
-def test_floors_and_chip_hours(monkeypatch):
-  chip = hardware.Chip(1e12, 2**34, 1e9, 1e9)
+@pytest.mark.parametrize(
+  "bound, chip",
+  [
+    ("flops", hardware.Chip(1e9, 2**34, 1e12, 1e12)),
+    ("hbm", hardware.Chip(1e15, 2**34, 1e9, 1e12)),
+  ],
+)
+def test_floors_and_chip_hours(monkeypatch, bound, chip):
   real = hardware.devices
   monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
   figures = quick_plan(topologies=["cpu:2"], mfu=0.5)
   row = figures["topologies"]["cpu:2"]
   floors = row["floors_s"]
-  np.testing.assert_allclose(floors["flops"], figures["flops"] / 2 / 1e12)
-  assert row["bound"] == max(floors, key=floors.get)
-  expected = max(2 * floors["flops"], floors[row["bound"]])
-  np.testing.assert_allclose(row["step_s"], expected)
+  np.testing.assert_allclose(floors["flops"], figures["flops"] / 2 / chip.flops)
+  assert row["bound"] == bound == max(floors, key=floors.get)
+  mfu = {"flops": 0.5, "hbm": 1.0}[bound]  # of memory all is counted on
+  np.testing.assert_allclose(row["step_s"], floors[bound] / mfu)
   hours = 2 * row["step_s"] * figures["steps"] / 3600
   np.testing.assert_allclose(row["chip_hours"], hours)
 
