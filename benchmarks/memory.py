@@ -4,7 +4,7 @@ GPT mini on 16 x 512 tokens of 50,257 kinds: the loss in blocks of 512, the same
 with a scan over rematerialised layers, and the plain way, all logits at once by
 optax. Each runs in a process of its own, compiled before; given is the largest
 resident memory of the steps beyond what the process had before them, as Linux
-counts it. Prints one JSON object; on two cores 1.57, 0.56 and 4.39 GiB. Blocks
+counts it. Prints one JSON object; on two cores 1.67, 0.57 and 4.41 GiB. Blocks
 compute their logits twice, which costs time.
 """
 

@@ -129,9 +129,12 @@ def ntxent(z):
   return 2 * F.cross_entropy(logits, (torch.arange(n) + n // 2) % n)
 
 
+MODELS = ("vit_ti", "mae_ti", "bert_mini", "resnet18_16", "resnet18_64")
+
+
 def main():
   parser = argparse.ArgumentParser()
-  parser.add_argument("--model", default="vit_ti")
+  parser.add_argument("--model", default="vit_ti", choices=MODELS)
   parser.add_argument("--steps", type=int, default=5)
   parser.add_argument("--compile", action="store_true")
   parser.add_argument("--channels-last", action="store_true")
