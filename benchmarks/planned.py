@@ -4,8 +4,8 @@ The train step of each config on 8 simulated devices: what `ssljax plan
 --topology=cpu:8` says of one device, times 8, and the largest resident memory
 of three steps beyond what the process had once they were compiled and before
 there was a state, as Linux counts it. Each in a process of its own. Prints one
-JSON object; on two cores 1.01 to 1.11 of the measured in six
-runs of MAE, and 0.92 or 0.93 in three of SimCLR.
+JSON object; on two cores 1.01 to 1.11 of the measured in five runs
+of MAE, and 0.92 or 0.93 in three of SimCLR.
 """
 
 import argparse
