@@ -24,22 +24,26 @@ from ssljax import sharding  # noqa: E402
 from ssljax import train  # noqa: E402
 
 
-def bare(config, steps):
-  """Mean seconds of a step, dispatched two ahead as the loop does."""
-  run = run_lib.build(config)
+def bare(run):
+  """`steps -> seconds of one`, dispatched two ahead as the loop does."""
   step, state = train.compile_step(run), run_lib.init_state(run)
-  batch = run.source.read(np.arange(config.batch_size))
+  batch = run.source.read(np.arange(run.config.batch_size))
   batch = jax.device_put(batch, sharding.by_example(run.mesh))
   rng = jax.random.key(0)
   state, metrics = step(state, batch, rng)
   jax.block_until_ready(state)
-  start, before = time.perf_counter(), metrics
-  for _ in range(steps):
-    state, metrics = step(state, batch, rng)
-    jax.block_until_ready(before)
-    before = metrics
-  jax.block_until_ready(state)
-  return (time.perf_counter() - start) / steps
+
+  def mean(steps):
+    nonlocal state, metrics
+    start, before = time.perf_counter(), metrics
+    for _ in range(steps):
+      state, metrics = step(state, batch, rng)
+      jax.block_until_ready(before)
+      before = metrics
+    jax.block_until_ready(state)
+    return (time.perf_counter() - start) / steps
+
+  return mean
 
 
 def looped(config):
@@ -64,7 +68,8 @@ def main():
     ],
   )
   rounds = range(args.rounds)
-  pairs = [(bare(config, args.steps), looped(config)) for _ in rounds]
+  step = bare(run_lib.build(config))
+  pairs = [(step(args.steps), looped(config)) for _ in rounds]
   bares, loops = map(list, zip(*pairs))
   print(
     json.dumps(

@@ -369,8 +369,14 @@ def environment() -> dict:
     "platform": platform.platform(),
     "devices": [str(d) for d in jax.devices()],
     "processes": jax.process_count(),
-    "cpus": os.cpu_count(),
+    "cpus": _cpus(),
   }
+
+
+def _cpus():
+  """Those that this process may use, where the system tells."""
+  affinity = getattr(os, "sched_getaffinity", None)
+  return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def first_state(run: run_lib.Run) -> core.TrainState:

@@ -31,7 +31,7 @@ def ran(monkeypatch, tmp_path):
       text = "\n".join(map(json.dumps, rows))
       (workdir / "metrics.jsonl").write_text(text)
       (workdir / "environment.json").write_text('{"jax": "1", "cpus": 2}')
-      return {"steps": 1170, "step_s": 0.25, "collapsed": None}
+      return {"steps": 1170, "collapsed": None}
     figures = {"knn": 0.8 + 0.001 * len(commands), "linear": 0.85}
     if "--floors=1" in flags:
       names = ("random_knn", "random_linear", "raw_knn", "raw_linear")
@@ -58,7 +58,7 @@ def test_rows_are_run_once_and_shown(ran):
   text = pathlib.Path(league._README).read_text()
   assert text.startswith("before\n") and text.endswith("after\n")
   assert "old" not in text
-  assert "| byol | resnet10-small | 1 | .8040 | .8500 | .25 |" in text
+  assert "| byol | resnet10-small | 1 | .8040 | .8500 |" in text
   assert os.path.getsize(league._PLOT) > 1000
 
 

@@ -14,7 +14,7 @@ CONFIG = "configs/mae_vit_fashion_mnist.py:quick"
 # `resume` is quick, and all others are run with the slow tests.
 NAMES = [
   pytest.param(name, marks=[] if name == "resume" else pytest.mark.slow)
-  for name in selftest._TESTS
+  for name in selftest.TESTS
 ]
 
 
@@ -32,7 +32,7 @@ def test_what_does_not_come_out_is_told(monkeypatch, tmp_path, capsys):
     trial.expect("one is two", False, (1, 2))
     return {}
 
-  monkeypatch.setitem(selftest._TESTS, "resume", fails)
+  monkeypatch.setitem(selftest.TESTS, "resume", fails)
   workdir = f"--workdir={tmp_path / 'runs'}"
   assert cli.main(["selftest", "resume", workdir]) == 1
   out, err = capsys.readouterr()

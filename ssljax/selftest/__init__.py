@@ -15,7 +15,7 @@ from ssljax.selftest import records
 from ssljax.selftest import trial as trial_lib
 
 _CONFIG = "configs/simclr_resnet18_fashion_mnist.py:quick"
-_TESTS = {
+TESTS = {
   "resume": faults.resume,
   "corrupt": faults.corrupt,
   "sigterm": faults.sigterm,
@@ -57,8 +57,8 @@ def selftest(
   Raises:
     UserError: no such test, or `workdir` is not empty.
   """
-  if name not in _TESTS:
-    near = errors.nearest(name, _TESTS)
+  if name not in TESTS:
+    near = errors.nearest(name, TESTS)
     raise errors.UserError(f"unknown selftest {name!r}: did you mean {near!r}?")
   if workdir is not None and os.path.isdir(workdir) and os.listdir(workdir):
     raise errors.UserError(f"--workdir={workdir} is not empty: give another")
@@ -66,7 +66,7 @@ def selftest(
     folder = os.path.abspath(workdir or temporary)
     os.makedirs(folder, exist_ok=True)
     trial = trial_lib.Trial(config or _CONFIG, folder, overrides, seed)
-    done = _TESTS[name](trial, kills=kills, flips=flips)
+    done = TESTS[name](trial, kills=kills, flips=flips)
   return {
     "test": name,
     "passed": not trial.failures,

@@ -1,0 +1,103 @@
+"""`ssljax selftest` over the methods: `python -m benchmarks.selftests`.
+
+`resume`, `devices` and `nan` on the `:quick` of every method; all others on one
+of each family, or what `--tests` and `--methods` name. A row a test goes to
+`selftests.csv` beside this file, with the git commit; what is there is not run
+again, so that it can be made in parts: take the file away to begin anew.
+Prints each row as JSON, and ends with status 1 where one did not pass.
+"""
+
+import argparse
+import csv
+import glob
+import json
+import os
+import subprocess
+import sys
+import time
+
+from ssljax import config as config_lib
+from ssljax import selftest
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_ROWS = os.path.join(_ROOT, "benchmarks", "selftests.csv")
+_FIELDS = ("test", "method", "passed", "seconds", "failures", "git")
+_OF_ALL = ("resume", "devices", "nan")
+_FAMILIES = ("moco", "dino", "vicreg", "swav", "mae", "bert", "gpt")
+
+
+def configs():
+  """{method: path}, those that were run here before the papers' own."""
+  found = {}
+  paths = glob.glob(os.path.join(_ROOT, "configs", "*.py"))
+  for path in sorted(paths, key=lambda p: ("imagenet" in p, p)):
+    found.setdefault(config_lib.load(path, []).method.name, path)
+  return found
+
+
+def rows():
+  if not os.path.exists(_ROWS):
+    return []
+  with open(_ROWS, newline="") as f:
+    return list(csv.DictReader(f))
+
+
+def append(row):
+  new = not os.path.exists(_ROWS)
+  with open(_ROWS, "a", newline="") as f:
+    writer = csv.DictWriter(f, _FIELDS, lineterminator="\n")
+    if new:
+      writer.writeheader()
+    writer.writerow(row)
+
+
+def run(test, path):
+  """(whether it passed, what did not, seconds)."""
+  command = [sys.executable, "-m", "ssljax", "selftest", test]
+  start = time.perf_counter()
+  done = subprocess.run(
+    [*command, f"--config={path}:quick"], capture_output=True, text=True
+  )
+  seconds = round(time.perf_counter() - start, 1)
+  lines = done.stdout.strip().splitlines()
+  if not lines:  # it did not get as far as a result
+    return False, done.stderr.strip().splitlines()[-1], seconds
+  figures = json.loads(lines[-1])
+  return figures["passed"], "; ".join(figures["failures"]), seconds
+
+
+def git():
+  done = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return done.stdout.strip()
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--tests", default="", help="names between commas")
+  parser.add_argument("--methods", default="", help="names between commas")
+  args = parser.parse_args()
+  known = configs()
+  tests = [t for t in args.tests.split(",") if t] or list(selftest.TESTS)
+  methods = [m for m in args.methods.split(",") if m] or list(known)
+  there = {(row["test"], row["method"]) for row in rows()}
+  for test in tests:
+    for method in methods:
+      wanted = args.methods or test in _OF_ALL or method in _FAMILIES
+      if not wanted or (test, method) in there:
+        continue
+      passed, failures, seconds = run(test, known[method])
+      row = dict(zip(_FIELDS, (test, method, passed, seconds, failures, git())))
+      append(row)
+      print(json.dumps(row), flush=True)
+  if any(row["passed"] != "True" for row in rows()):
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,99 @@
+"""Each method's step beside SimCLR's: `python -m benchmarks.steps`.
+
+On batches of 256 Fashion-MNIST images, in float32: a ResNet-18 of width 16 with
+the CIFAR stem, or, where a method needs patches, the ViT of its config beside
+SimCLR with the same one. The compiled step with its views, in turns with
+SimCLR's, the ratio of the medians; predicted from the matrix products and
+convolutions of both, which are the student's forward and backward passes and
+the teacher's forward passes, each as often and as large as its crops and
+visible tokens have them. Writes `docs/steps.md` and prints a JSON line a
+method.
+"""
+
+import argparse
+import json
+import os
+import statistics
+
+from benchmarks import league
+from benchmarks import loop  # which sets the CPU up, before jax starts
+from ssljax import config as config_lib
+from ssljax import plan
+from ssljax import run as run_lib
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_TABLE = os.path.join(_ROOT, "docs", "steps.md")
+_HEAD = """\
+# What a step of each method costs
+
+Made by `python -m benchmarks.steps`: batches of 256 Fashion-MNIST images on
+{cpus} CPU cores, in float32. Ratios are to SimCLR's step with the same encoder;
+the predicted one is of the matrix products and convolutions of both.
+
+| | encoder | s a step | GFLOP a step | over SimCLR | predicted | off |
+|---|---|---|---|---|---|---|
+"""
+
+
+def build(path, encoder=None):
+  """A run of a config; `encoder` replaces its own."""
+  config = config_lib.load(
+    path, ["--config.batch_size=256", "--config.accumulate=1"]
+  )
+  if encoder is not None:
+    config.encoder = encoder
+  return run_lib.build(config)
+
+
+def measure(path, steps, rounds):
+  """A row for the method of a config."""
+  run = build(path)
+  base = league.configs()["simclr"]
+  if run.config.encoder.name == "vit":
+    base = base.replace("_resnet18_", "_vit_")
+  other = build(base, run.config.encoder)
+  ours, theirs = loop.bare(run), loop.bare(other)
+  pairs = [(ours(steps), theirs(steps)) for _ in range(rounds)]
+  seconds, of_simclr = map(statistics.median, zip(*pairs))
+  flops = plan.model_flops(run)
+  ratio, predicted = seconds / of_simclr, flops / plan.model_flops(other)
+  return {
+    "method": run.config.method.name,
+    "encoder": league.encoder_of(path),
+    "step_s": round(seconds, 4),
+    "gflop": round(flops / 1e9, 1),
+    "ratio": round(ratio, 3),
+    "predicted": round(predicted, 3),
+    "off": round(ratio / predicted - 1, 3),
+  }
+
+
+def table(rows):
+  lines = [
+    f"| {r['method']} | {r['encoder']} | {r['step_s']:.2f} | {r['gflop']:.0f} "
+    f"| {r['ratio']:.2f} | {r['predicted']:.2f} | {100 * r['off']:+.0f} % |"
+    for r in rows
+  ]
+  head = _HEAD.format(cpus=len(os.sched_getaffinity(0)))
+  return head + "\n".join(lines) + "\n"
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--methods", default="", help="names between commas")
+  parser.add_argument("--steps", type=int, default=3)
+  parser.add_argument("--rounds", type=int, default=3)
+  args = parser.parse_args()
+  known = league.configs()
+  names = [m for m in args.methods.split(",") if m] or list(known)
+  rows = []
+  for name in names:
+    rows.append(measure(known[name], args.steps, args.rounds))
+    print(json.dumps(rows[-1]), flush=True)
+  if not args.methods:
+    with open(_TABLE, "w") as f:
+      f.write(table(rows))
+
+
+if __name__ == "__main__":
+  main()
