@@ -68,6 +68,20 @@ def test_rows_of_other_configs_are_not_shown(ran, monkeypatch):
   assert league.current() == []
 
 
+def test_all_have_one_encoder_of_a_family():
+  sizes = {}
+  for path in league.configs().values():
+    encoder = league.config_lib.load(path, league.flags(path, 0)).encoder
+    keys = ("variant", "stem", "width", "dim", "depth", "heads")
+    size = {key: encoder[key] for key in keys if key in encoder}
+    sizes.setdefault(league.encoder_of(path), []).append(size)
+  resnet, small = dict(variant="10", stem="small", width=16), dict(dim=64)
+  assert all(size == resnet for size in sizes.pop("resnet18"))
+  small |= dict(variant="Ti/4", depth=4, heads=2)
+  assert all(size == small for size in sizes.pop("vit"))
+  assert not sizes
+
+
 def test_a_default_that_is_new_changes_no_key(monkeypatch):
   path = league.configs()["simclr"]
   before = league.key_of(path, 0)

@@ -92,6 +92,14 @@ def whole(config, tmp_path_factory):
   return workdir, figures
 
 
+def test_the_cpus_that_are_told_are_the_process_own(monkeypatch):
+  one = lambda pid: {3}
+  monkeypatch.setattr(os, "sched_getaffinity", one, raising=False)
+  assert train.environment()["cpus"] == 1
+  monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
+  assert train.environment()["cpus"] == os.cpu_count()
+
+
 def test_figures_and_files_of_a_run(whole):
   workdir, figures = whole
   assert figures["steps"] == 80
