@@ -62,6 +62,26 @@ def test_rows_are_run_once_and_shown(ran):
   assert os.path.getsize(league._PLOT) > 1000
 
 
+def test_parts_are_all_and_the_best_wait_for_them(ran, monkeypatch):
+  few = {m: league.configs()[m] for m in ("byol", "mae", "simclr")}
+  monkeypatch.setattr(league, "configs", lambda: few)
+  trained = lambda: [r["method"] for r in league.rows() if r["seed"] == "0"]
+  league.play([], 1, part=1, parts=2)
+  assert trained() == ["mae"] and len(ran) == 2
+  league.play([], 1, part=0, parts=2)
+  assert trained() == ["mae", "byol", "simclr"]
+  seeds = [(r["method"], r["seed"]) for r in league.rows()[3:]]
+  # Half of both seeds of all three.
+  assert seeds == [("mae", "1"), ("simclr", "1"), ("byol", "2")]
+  monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 4, 5})
+  pinned = []
+  monkeypatch.setattr(os, "sched_setaffinity", lambda pid, c: pinned.append(c))
+  league.pin(0, 2)
+  assert pinned == [[1, 5]]
+  with pytest.raises(SystemExit, match="there are 3 cores"):
+    league.pin(3, 4)
+
+
 def test_rows_of_other_configs_are_not_shown(ran, monkeypatch):
   league.play(["simclr", "byol"], minutes=1)
   monkeypatch.setattr(league, "_FLAGS", (*league._FLAGS, "--config.epochs=9.0"))
