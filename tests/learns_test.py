@@ -1,0 +1,63 @@
+"""Methods of images learn on a tiny problem, as a user trains them: kNN of
+digits of 8 x 8 pixels by their `:quick` rises above the random encoder's."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ssljax import config as config_lib
+from tests import configs_test
+
+# So few pixels stand milder views than the configs have, under which most
+# methods learn to tell digits less well than a random encoder does.
+_FLAGS = (
+  "augment.area=(0.7,1.0)",
+  "augment.flip_p=0.0",
+  "augment.strength=0.3",
+  "augment.blur_p=0.0",
+  "augment.solarize_p=0.0",
+  "eval.last=False",
+  "log_every=100",
+  "checkpoint.every_steps=1000",
+  "steps=440",
+)
+# The tiny ViT needs more steps, and larger ones.
+_VIT = ("steps=660", "optimizer.learning_rate=3e-3")
+# As lightly has it for ResNets: faster.
+_OWN = {"dino": ("method.head_norm=True", "method.ema=0.99")}
+# On 16 patches and in some hundred steps of that ViT these do not: what kNN
+# sees falls, or stays, at all rates, views and teachers that were tried.
+_NOT_YET = ("data2vec", "dinov2", "ibot", "ijepa", "simmim")
+
+
+def those_that_do():
+  every = configs_test.of_images()
+  return [param for param in every if param.id not in _NOT_YET]
+
+
+def command(*args):
+  done = subprocess.run(
+    [sys.executable, "-m", "ssljax", *args],
+    env={**os.environ, "XLA_FLAGS": os.environ["SSLJAX_TEST_LONGER"]},
+    capture_output=True,
+    text=True,
+  )
+  assert not done.returncode, done.stderr
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", those_that_do())
+def test_knn_of_digits_rises(path, tmp_path):
+  config = config_lib.load(path, [])
+  flags = _FLAGS + (_VIT if config.encoder.name == "vit" else ())
+  flags += _OWN.get(config.method.name, ())
+  workdir = f"--workdir={tmp_path / 'run'}"
+  given = [f"--config.{flag}" for flag in flags]
+  trained = command("train", f"--config={path}:quick", workdir, *given)
+  assert not trained["collapsed"]
+  figures = command("evaluate", workdir, "--protocols=knn")
+  assert figures["knn"] > figures["random_knn"] + 0.02, figures
