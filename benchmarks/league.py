@@ -203,7 +203,8 @@ def pin(part, parts):
 
 
 def table(rows):
-  """Markdown, best linear probe first; several seeds as mean ± half range."""
+  """Markdown, best linear probe first; several seeds as mean ± half range, with
+  the encoder as it was before training."""
   by_method = {}
   for row in rows:
     by_method.setdefault((row["method"], row["encoder"]), []).append(row)
@@ -219,21 +220,19 @@ def table(rows):
     return sum(float(r[name]) for r in group) / len(group)
 
   lines = [
-    "| | encoder | seeds | kNN | linear |",
-    "|---|---|---|---|---|",
+    "| | encoder | seeds | kNN | linear | random kNN | random linear |",
+    "|---|---|---|---|---|---|---|",
   ]
   order = sorted(by_method.items(), key=lambda e: -mean(e[1], "linear"))
   for (method, encoder), group in order:
     note = " (with labels)" if method in _LABELLED else ""
     lines.append(
       f"| {method}{note} | {encoder} | {len(group)} | {value(group, 'knn')} | "
-      f"{value(group, 'linear')} |"
+      f"{value(group, 'linear')} | {group[0]['random_knn']} | "
+      f"{group[0]['random_linear']} |"
     )
-  for encoder, row in {r["encoder"]: r for r in rows}.items():
-    knn, linear = row["random_knn"], row["random_linear"]
-    lines.append(f"| random encoder | {encoder} | | {knn} | {linear} |")
   knn, linear = rows[0]["raw_knn"], rows[0]["raw_linear"]
-  lines.append(f"| raw pixels | | | {knn} | {linear} |")
+  lines.append(f"| raw pixels | | | {knn} | {linear} | | |")
   return "\n".join(lines).replace("| 0.", "| .") + "\n"
 
 
