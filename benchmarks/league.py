@@ -11,12 +11,12 @@ config; what is there is not run again, and a run that was stopped goes on, so
 that the table can be made in parts. `--table` alone writes the README's table
 and `docs/league.png` from the rows of configs that are as they were.
 
-`--part=0/2` and `--part=1/2` side by side, each on half of the cores, take a
-sixth less time on two cores than all in turn.
+`--part=0/2` and `--part=1/2` go side by side, each on half of the cores. On two
+cores that takes a sixth less time than all in turn: a step of SimCLR took
+0.430 s in each of two such runs of 60, and 0.255 s alone.
 """
 
 import argparse
-import csv
 import glob
 import hashlib
 import json
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 
+from benchmarks import rows as rows_lib
 from ssljax import config as config_lib
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -89,31 +90,15 @@ def key_of(path, seed):
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def rows():
-  if not os.path.exists(_ROWS):
-    return []
-  with open(_ROWS, newline="") as f:
-    return list(csv.DictReader(f))
-
-
 def current():
   """The rows of configs as they are now."""
   known = configs()
   return [
     row
-    for row in rows()
+    for row in rows_lib.read(_ROWS)
     if row["method"] in known
     and row["key"] == key_of(known[row["method"]], int(row["seed"]))
   ]
-
-
-def append(row):
-  new = not os.path.exists(_ROWS)
-  with open(_ROWS, "a", newline="") as f:
-    writer = csv.DictWriter(f, _FIELDS, lineterminator="\n")
-    if new:
-      writer.writeheader()
-    writer.writerow(row)
 
 
 def command(*args):
@@ -174,7 +159,7 @@ def play(methods, minutes, part=0, parts=1):
     raise SystemExit(f"no config for {unknown!r}: one of {', '.join(known)}")
 
   def missing(pairs):
-    there = {row["key"] for row in rows()}
+    there = {row["key"] for row in rows_lib.read(_ROWS)}
     for method, seed in pairs[part::parts]:
       key = key_of(known[method], seed)
       if key not in there:
@@ -185,7 +170,7 @@ def play(methods, minutes, part=0, parts=1):
       if time.monotonic() > stop:
         raise SystemExit("the time is up; what is there is kept")
       row = run(*entry)
-      append(row)
+      rows_lib.append(_ROWS, _FIELDS, row)
       print(json.dumps(row), flush=True)
 
   play_all([(method, 0) for method in methods or known])
@@ -281,7 +266,8 @@ def main():
   args = parser.parse_args()
   if not args.table:
     part, parts = map(int, args.part.split("/"))
-    pin(part, parts)
+    if parts > 1:
+      pin(part, parts)
     play([m for m in args.methods.split(",") if m], args.minutes, part, parts)
   if there := current():
     write(there)

@@ -8,7 +8,6 @@ Prints each row as JSON, and ends with status 1 where one did not pass.
 """
 
 import argparse
-import csv
 import glob
 import json
 import os
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 
+from benchmarks import rows as rows_lib
 from ssljax import config as config_lib
 from ssljax import selftest
 
@@ -30,25 +30,10 @@ def configs():
   """{method: path}, those that were run here before the papers' own."""
   found = {}
   paths = glob.glob(os.path.join(_ROOT, "configs", "*.py"))
-  for path in sorted(paths, key=lambda p: ("imagenet" in p, p)):
+  papers = lambda p: "_fashion_mnist" not in p and "_mini_" not in p
+  for path in sorted(paths, key=lambda p: (papers(p), p)):
     found.setdefault(config_lib.load(path, []).method.name, path)
   return found
-
-
-def rows():
-  if not os.path.exists(_ROWS):
-    return []
-  with open(_ROWS, newline="") as f:
-    return list(csv.DictReader(f))
-
-
-def append(row):
-  new = not os.path.exists(_ROWS)
-  with open(_ROWS, "a", newline="") as f:
-    writer = csv.DictWriter(f, _FIELDS, lineterminator="\n")
-    if new:
-      writer.writeheader()
-    writer.writerow(row)
 
 
 def run(test, path):
@@ -61,7 +46,8 @@ def run(test, path):
   seconds = round(time.perf_counter() - start, 1)
   lines = done.stdout.strip().splitlines()
   if not lines:  # it did not get as far as a result
-    return False, done.stderr.strip().splitlines()[-1], seconds
+    *_, last = [f"status {done.returncode}", *done.stderr.strip().splitlines()]
+    return False, last, seconds
   figures = json.loads(lines[-1])
   return figures["passed"], "; ".join(figures["failures"]), seconds
 
@@ -85,7 +71,7 @@ def main():
   known = configs()
   tests = [t for t in args.tests.split(",") if t] or list(selftest.TESTS)
   methods = [m for m in args.methods.split(",") if m] or list(known)
-  there = {(row["test"], row["method"]) for row in rows()}
+  there = {(row["test"], row["method"]) for row in rows_lib.read(_ROWS)}
   for test in tests:
     for method in methods:
       wanted = args.methods or test in _OF_ALL or method in _FAMILIES
@@ -93,9 +79,9 @@ def main():
         continue
       passed, failures, seconds = run(test, known[method])
       row = dict(zip(_FIELDS, (test, method, passed, seconds, failures, git())))
-      append(row)
+      rows_lib.append(_ROWS, _FIELDS, row)
       print(json.dumps(row), flush=True)
-  if any(row["passed"] != "True" for row in rows()):
+  if any(row["passed"] != "True" for row in rows_lib.read(_ROWS)):
     raise SystemExit(1)
 
 

@@ -65,12 +65,16 @@ def test_rows_are_run_once_and_shown(ran):
 def test_parts_are_all_and_the_best_wait_for_them(ran, monkeypatch):
   few = {m: league.configs()[m] for m in ("byol", "mae", "simclr")}
   monkeypatch.setattr(league, "configs", lambda: few)
-  trained = lambda: [r["method"] for r in league.rows() if r["seed"] == "0"]
+  trained = lambda: [
+    r["method"] for r in league.rows_lib.read(league._ROWS) if r["seed"] == "0"
+  ]
   league.play([], 1, part=1, parts=2)
   assert trained() == ["mae"] and len(ran) == 2
   league.play([], 1, part=0, parts=2)
   assert trained() == ["mae", "byol", "simclr"]
-  seeds = [(r["method"], r["seed"]) for r in league.rows()[3:]]
+  seeds = [
+    (r["method"], r["seed"]) for r in league.rows_lib.read(league._ROWS)[3:]
+  ]
   # Half of both seeds of all three.
   assert seeds == [("mae", "1"), ("simclr", "1"), ("byol", "2")]
   monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 4, 5})

@@ -1,13 +1,11 @@
 """Methods of images learn on a tiny problem, as a user trains them: kNN of
 digits of 8 x 8 pixels by their `:quick` rises above the random encoder's."""
 
-import json
 import os
-import subprocess
-import sys
 
 import pytest
 
+from benchmarks import league
 from ssljax import config as config_lib
 from tests import configs_test
 
@@ -38,26 +36,17 @@ def those_that_do():
   return [param for param in every if param.id not in _NOT_YET]
 
 
-def command(*args):
-  done = subprocess.run(
-    [sys.executable, "-m", "ssljax", *args],
-    env={**os.environ, "XLA_FLAGS": os.environ["SSLJAX_TEST_LONGER"]},
-    capture_output=True,
-    text=True,
-  )
-  assert not done.returncode, done.stderr
-  return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", those_that_do())
-def test_knn_of_digits_rises(path, tmp_path):
+def test_knn_of_digits_rises(path, tmp_path, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", os.environ["SSLJAX_TEST_LONGER"])
   config = config_lib.load(path, [])
   flags = _FLAGS + (_VIT if config.encoder.name == "vit" else ())
   flags += _OWN.get(config.method.name, ())
   workdir = f"--workdir={tmp_path / 'run'}"
   given = [f"--config.{flag}" for flag in flags]
-  trained = command("train", f"--config={path}:quick", workdir, *given)
+  name = f"--config={path}:quick"
+  trained = league.command("train", name, workdir, *given)
   assert not trained["collapsed"]
-  figures = command("evaluate", workdir, "--protocols=knn")
+  figures = league.command("evaluate", workdir, "--protocols=knn")
   assert figures["knn"] > figures["random_knn"] + 0.02, figures
