@@ -82,9 +82,18 @@ def encoder_of(path):
   return os.path.basename(path).split("_")[-3]
 
 
-def key_of(path, seed):
-  """A hash of what the config says other than the default."""
-  config = config_lib.to_dict(config_lib.load(path, flags(path, seed)))
+def path_of(method):
+  """Of its config; ends the program where there is none."""
+  known = configs()
+  if method not in known:
+    raise SystemExit(f"no config for {method!r}: one of {', '.join(known)}")
+  return known[method]
+
+
+def key_of(path, seed, more=()):
+  """A hash of what the config, with `more` flags, has other than the base."""
+  given = [*flags(path, seed), *more]
+  config = config_lib.to_dict(config_lib.load(path, given))
   base = config_lib.to_dict(config_lib.base())
   text = json.dumps(config_lib.difference(base, config))
   return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -111,6 +120,17 @@ def command(*args):
   return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def logged(workdir):
+  """The lines of a run's metrics."""
+  with open(os.path.join(workdir, "metrics.jsonl")) as f:
+    return [json.loads(line) for line in f]
+
+
+def environment(workdir):
+  with open(os.path.join(workdir, "environment.json")) as f:
+    return json.load(f)
+
+
 def run(method, path, seed, key):
   """Trains and evaluates one method; returns its row."""
   workdir = os.path.join(_RUNS, f"{method}-{seed}-{key}")
@@ -125,11 +145,8 @@ def run(method, path, seed, key):
   figures |= command(
     "evaluate", name, "--protocols=knn,linear", f"--floors={int(not floors)}"
   )
-  with open(os.path.join(workdir, "metrics.jsonl")) as f:
-    logged = [json.loads(line) for line in f]
-  with open(os.path.join(workdir, "environment.json")) as f:
-    environment = json.load(f)
-  curve = {r["step"]: r["knn"] for r in logged if "knn" in r}
+  curve = {r["step"]: r["knn"] for r in logged(workdir) if "knn" in r}
+  here = environment(workdir)
   return {
     "key": key,
     "method": method,
@@ -138,8 +155,8 @@ def run(method, path, seed, key):
     "steps": trained["steps"],
     "collapsed": bool(trained["collapsed"]),
     "curve": " ".join(f"{step}:{knn:.4f}" for step, knn in curve.items()),
-    "jax": environment["jax"],
-    "cpus": environment["cpus"],
+    "jax": here["jax"],
+    "cpus": here["cpus"],
     **{k: round(v, 4) for k, v in figures.items() if k in _FIELDS},
   }
 
@@ -155,8 +172,8 @@ def play(methods, minutes, part=0, parts=1):
   """Runs what is missing: seed 0 of all, then seeds 1 and 2 of the best."""
   stop = time.monotonic() + 60 * minutes
   known = configs()
-  for unknown in set(methods) - set(known):
-    raise SystemExit(f"no config for {unknown!r}: one of {', '.join(known)}")
+  for method in methods:
+    path_of(method)
 
   def missing(pairs):
     there = {row["key"] for row in rows_lib.read(_ROWS)}
