@@ -25,7 +25,7 @@ def get_config(arg=None):
     std=(0.353,),
   )
   config.encoder = dict(name="resnet", variant="18", width=16, stem="cifar")
-  config.method = dict(name="deepcluster", num_clusters=300)
+  config.method = dict(name="deepcluster", num_clusters=300, pca_dim=32)
   config.optimizer = dict(
     name="sgd",
     learning_rate=0.05,

@@ -35,19 +35,21 @@ def get_config(arg=None):
     heads=4,
     registers=2,
     mask_token=True,
-    weight_init="dinov2",
+    weight_init="mae",
   )
-  # Fewer prototypes than crops, for Sinkhorn-Knopp gives each its share; and a
-  # run this short needs a quicker teacher than the paper's.
+  # Fewer prototypes than crops, for Sinkhorn-Knopp gives each its share; how
+  # heads start, temperatures and teacher as in iBOT's config beside this one.
   config.method = dict(
     name="dinov2",
     out_dim=512,
     patch_out_dim=512,
-    hidden_dim=512,
+    hidden_dim=256,
     bottleneck_dim=128,
     patch_bottleneck_dim=128,
-    warmup_teacher_epochs=2,
-    ema=0.996,
+    head_std=0.06,
+    teacher_temperature=0.04,
+    warmup_teacher_epochs=0,
+    ema=0.99,
   )
   config.optimizer = dict(
     name="adamw",

@@ -37,7 +37,7 @@ def get_config(arg=None):
   config.method = dict(
     name="ijepa",
     min_keep=4,
-    predictor_dim=64,
+    predictor_dim=32,
     predictor_depth=3,
     ema=0.99,
   )

@@ -28,6 +28,7 @@ def make(
   hidden_dim: int = 2048,
   bottleneck_dim: int = 256,
   head_layers: int = 3,
+  head_std: float = 0.02,
   head_norm: bool = False,
   norm_last_layer: bool = True,
   student_temperature: float = 0.1,
@@ -50,6 +51,7 @@ def make(
     hidden_dim: width of the head's hidden layers.
     bottleneck_dim: width of what meets the prototypes.
     head_layers: dense layers before them.
+    head_std: deviation of their start, see `heads.Bottleneck`.
     head_norm: batch norm in the head.
     norm_last_layer: prototypes have length 1; else their lengths are learned.
     student_temperature: tau_s.
@@ -70,6 +72,7 @@ def make(
   teacher_encoder = distillation.teacher_of(encoder)
   head = heads.Bottleneck(
     layers=head_layers,
+    std=head_std,
     hidden_dim=hidden_dim,
     out_dim=bottleneck_dim,
     norm=head_norm,

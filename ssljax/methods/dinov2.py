@@ -33,6 +33,7 @@ def make(
   bottleneck_dim: int = 384,
   patch_bottleneck_dim: int = 256,
   head_layers: int = 3,
+  head_std: float = 0.02,
   norm_last_layer: bool = False,
   centring: str = "sinkhorn",
   mask_probability: float = 0.5,
@@ -65,6 +66,7 @@ def make(
     bottleneck_dim: width of what meets the prototypes.
     patch_bottleneck_dim: the same of the head for patches.
     head_layers: dense layers before them.
+    head_std: deviation of their start, see `heads.Bottleneck`.
     norm_last_layer: prototypes have length 1; else their lengths are learned.
     centring: "sinkhorn", three iterations, or "mean", as DINO's.
     mask_probability: that a global crop is masked. The authors mask half of the
@@ -101,6 +103,7 @@ def make(
   teacher_encoder = distillation.teacher_of(encoder)
   mlp = lambda width: heads.Bottleneck(
     layers=head_layers,
+    std=head_std,
     hidden_dim=hidden_dim,
     out_dim=width,
     dtype=encoder.dtype,

@@ -31,6 +31,7 @@ def make(
   hidden_dim: int = 2048,
   bottleneck_dim: int = 256,
   head_layers: int = 3,
+  head_std: float = 0.02,
   norm_last_layer: bool = True,
   mask_probability: float = 0.5,
   mask_ratio: tuple[float, float] = (0.1, 0.5),
@@ -62,6 +63,7 @@ def make(
     hidden_dim: width of the head's hidden layers.
     bottleneck_dim: width of what meets the prototypes.
     head_layers: dense layers before them.
+    head_std: deviation of their start, see `heads.Bottleneck`.
     norm_last_layer: prototypes have length 1; else their lengths are learned.
     mask_probability: that a global crop is masked.
     mask_ratio: the least and the most part of its patches.
@@ -89,6 +91,7 @@ def make(
   teacher_encoder = distillation.teacher_of(encoder)
   head = heads.Bottleneck(
     layers=head_layers,
+    std=head_std,
     hidden_dim=hidden_dim,
     out_dim=bottleneck_dim,
     dtype=encoder.dtype,

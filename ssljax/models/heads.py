@@ -122,6 +122,9 @@ class Bottleneck(nn.Module):
     hidden_dim: width of all but the last.
     out_dim: width of the last.
     norm: batch norm before each GELU.
+    std: deviation of the kernels' start. The authors' is about
+      1 / sqrt(hidden_dim), which keeps the scale from layer to layer; in heads
+      much narrower than theirs it lets the biases rule.
     dtype: of the computation.
     axis_name: the mapped axis of batch norm's statistics, as in encoders.
   """
@@ -130,6 +133,7 @@ class Bottleneck(nn.Module):
   hidden_dim: int = 2048
   out_dim: int = 256
   norm: bool = False
+  std: float = 0.02
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
 
@@ -138,8 +142,9 @@ class Bottleneck(nn.Module):
     shape = x.shape
     x = x.reshape(-1, shape[-1]).astype(self.dtype)
     last = self.layers - 1
+    init = nn.initializers.normal(self.std)
     dense = lambda width, i: vit.dense(
-      width, self.dtype, f"dense{i}", kernel_init=text.normal
+      width, self.dtype, f"dense{i}", kernel_init=init
     )
     for i in range(last):
       x = dense(self.hidden_dim, i)(x)
