@@ -6,7 +6,8 @@ does, but for 390 updates and on 50,000 of the training images; the other 10,000
 tell which recipe a config shall have. No test image is seen. A row a recipe
 goes to `recipes.csv` beside this file, keyed by the hash of its config, and one
 that is there is not run again. Without a method the table of all is printed,
-what the configs have now in bold.
+flags as they were given to the config of their time, and what the configs have
+now in bold.
 """
 
 import argparse
@@ -24,6 +25,7 @@ _STEPS = 390  # two epochs of them
 _FLAGS = (
   f"--config.steps={_STEPS}",
   "--config.data.split=train[:50000]",
+  "--config.eval.train_split=train[:50000]",
   "--config.eval.test_split=train[50000:]",
 )
 

@@ -524,3 +524,10 @@ def test_heads(options, names):
 def test_head_unknown_norm():
   with pytest.raises(ValueError, match="batch_no_offset"):
     shapes(heads.MLP(features=(4,), out_norm="layer"), jnp.ones((2, 3)))
+
+
+def test_a_head_of_dino_starts_with_the_deviation_given():
+  head = heads.Bottleneck(hidden_dim=64, out_dim=64, std=0.1)
+  params = head.init(jax.random.key(0), jnp.zeros((1, 64)), train=False)
+  for layer in params["params"].values():
+    np.testing.assert_allclose(layer["kernel"].std(), 0.1, rtol=0.1)

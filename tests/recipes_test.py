@@ -48,6 +48,7 @@ def test_a_recipe_is_run_once_on_held_out_images(ran):
     splits = [f for f in flags if "split" in f]
     assert splits == [
       "--config.data.split=train[:50000]",
+      "--config.eval.train_split=train[:50000]",
       "--config.eval.test_split=train[50000:]",
     ]
 
