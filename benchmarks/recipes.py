@@ -65,7 +65,10 @@ def run(method, given):
 
 def table(rows):
   """Markdown, by method, best first."""
-  lines = ["| | the config, with | kNN, held out | RankMe |", "|---|---|---|---|"]
+  lines = [
+    "| | the config, with | kNN, held out | RankMe |",
+    "|---|---|---|---|",
+  ]
   for row in sorted(rows, key=lambda r: (r["method"], -float(r["knn"]))):
     now = league.key_of(league.path_of(row["method"]), 0, _FLAGS) == row["key"]
     bold = "**" if now else ""
