@@ -3,7 +3,10 @@
   ssljax train --config=configs/dino_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Two global crops. Not yet reproduced.
+Two global crops; batch norm in the head and a teacher of 0.99, as lightly has
+them for ResNets. Chosen on held-out images in the league's setting: kNN 0.7911,
+against 0.7617 without the norm and with 0.996 (`benchmarks/recipes.csv`). Not
+yet reproduced with this encoder.
 """
 
 from ssljax import config as config_lib
