@@ -230,12 +230,12 @@ def table(rows):
     note = " (with labels)" if method in _LABELLED else ""
     lines.append(
       f"| {method}{note} | {encoder} | {len(group)} | {value(group, 'knn')} | "
-      f"{value(group, 'linear')} | {group[0]['random_knn']} | "
-      f"{group[0]['random_linear']} |"
+      f"{value(group, 'linear')} | {value(group[:1], 'random_knn')} | "
+      f"{value(group[:1], 'random_linear')} |"
     )
-  knn, linear = rows[0]["raw_knn"], rows[0]["raw_linear"]
+  knn, linear = (value(rows[:1], f"raw_{name}") for name in ("knn", "linear"))
   lines.append(f"| raw pixels | | | {knn} | {linear} | | |")
-  return "\n".join(lines).replace("| 0.", "| .") + "\n"
+  return "\n".join(lines) + "\n"
 
 
 def plot(rows):

@@ -18,8 +18,9 @@ import shlex
 from benchmarks import league
 from benchmarks import rows as rows_lib
 
-_RUNS = os.path.join(os.path.dirname(league.__file__), "..", "runs", "recipes")
-_ROWS = os.path.join(os.path.dirname(league.__file__), "recipes.csv")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_RUNS = os.path.join(os.path.dirname(_HERE), "runs", "recipes")
+_ROWS = os.path.join(_HERE, "recipes.csv")
 _FIELDS = ("key", "method", "encoder", "flags", "steps", "knn", "rankme", "jax")
 _STEPS = 390  # two epochs of them
 _FLAGS = (
@@ -46,17 +47,16 @@ def run(method, given):
     *league.flags(path, 0),
     *flags,
   )
-  logged = league.logged(workdir)
+  rows = league.logged(workdir)
+  last = lambda name: [row[name] for row in rows if name in row][-1]
   row = {
     "key": key,
     "method": method,
     "encoder": league.encoder_of(path),
     "flags": shlex.join(given),
     "steps": trained["steps"],
-    "knn": round([r["knn"] for r in logged if "knn" in r][-1], 4),
-    "rankme": round(
-      [r["monitor/rankme"] for r in logged if "monitor/rankme" in r][-1], 1
-    ),
+    "knn": round(last("knn"), 4),
+    "rankme": round(last("monitor/rankme"), 1),
     "jax": league.environment(workdir)["jax"],
   }
   rows_lib.append(_ROWS, _FIELDS, row)

@@ -38,7 +38,7 @@ def get_config(arg=None):
     weight_init="mae",
   )
   # Fewer prototypes than crops, for Sinkhorn-Knopp gives each its share; how
-  # heads start, temperatures and teacher as in iBOT's config beside this one.
+  # weights start, temperatures, teacher as in iBOT's config beside this one.
   config.method = dict(
     name="dinov2",
     out_dim=512,
