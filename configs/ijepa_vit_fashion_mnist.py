@@ -22,8 +22,10 @@ def get_config(arg=None):
     mean=(0.286,),
     std=(0.353,),
   )
-  # The authors' deviation of 0.02 is for 588 pixels a patch. With 16 it hides
-  # them behind the positions: the targets tell those alone, and all collapses.
+  # The authors' deviation of 0.02 is for 588 pixels a patch; with 16 the
+  # positions are much larger. Not decided which is better: after 390 updates
+  # RankMe is 2.5 with it and 4.5 so, kNN on held-out images 0.6985 and 0.6897
+  # (`python -m benchmarks.recipes`).
   config.encoder = dict(
     name="vit",
     variant="Ti/4",
