@@ -209,7 +209,7 @@ class Log:
     what = (
       f"step {step}: loss {metrics['loss']}, gradient norm "
       f"{metrics['grad_norm']}, not finite; the batch's indices are "
-      f"{np.asarray(index).tolist()}"
+      f"{sharding.gather(index).tolist()}"
     )
     self._write()
     if self._run.config.nonfinite == "skip":

@@ -10,6 +10,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
@@ -99,12 +100,29 @@ def put(tree, where: NamedSharding):
   return jax.tree.map(place, tree)
 
 
+def rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+  """The places of a batch that lie on this process's devices, ascending.
+
+  They need not be consecutive: a mesh of TPUs is in the order of their wires.
+  """
+  places = np.arange(batch_size)
+  parts = by_example(mesh).addressable_devices_indices_map((batch_size,))
+  return np.sort(np.concatenate([places[part] for part in parts.values()]))
+
+
 def put_parts(tree, where: NamedSharding):
-  """Each process's consecutive part of host arrays [b ...], as wholes."""
+  """Each process's `rows` of host arrays [b ...], as wholes."""
   if jax.process_count() == 1:
     return jax.device_put(tree, where)
   join = lambda x: jax.make_array_from_process_local_data(where, x)
   return jax.tree.map(join, tree)
+
+
+def gather(x: jax.Array) -> np.ndarray:
+  """An array that processes may share, whole; all of them must ask for it."""
+  if jax.process_count() > 1:
+    return multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -269,8 +269,7 @@ def _batches(run, state, start):
     batch_size=run.config.batch_size,
     weights=None if weights is None else np.asarray(weights),
     to_device=lambda batch: sharding.put_parts(batch, place),
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=sharding.rows(run.mesh, run.config.batch_size),
   )
 
 

@@ -1,6 +1,10 @@
 """Where arrays lie: what is cut over devices, and what is not."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +64,39 @@ def test_arrays_are_cut_along_the_longest_dimension_that_divides():
 def test_a_mesh_that_cannot_be_is_told(sizes, message):
   with pytest.raises(errors.UserError, match=message):
     sharding.make_mesh(*sizes)
+
+
+_TWO_PROCESSES = """
+import sys
+import jax
+import numpy as np
+from ssljax import sharding
+address, process = sys.argv[1:]
+sharding.connect(address, 2, int(process))
+# As TPUs lie in a mesh: a process's devices are not side by side.
+devices = np.array(jax.devices())[[0, 2, 3, 1]]
+mesh = jax.sharding.Mesh(devices.reshape(2, 2), ("data", "fsdp"))
+rows = sharding.rows(mesh, 8)
+assert rows.tolist() == [[0, 1, 6, 7], [2, 3, 4, 5]][int(process)], rows
+whole = np.arange(8) * 10
+x = sharding.put_parts(whole[rows], sharding.by_example(mesh))
+assert sharding.gather(x).tolist() == whole.tolist(), sharding.gather(x)
+"""
+
+
+def test_a_process_has_the_rows_that_its_devices_have():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  flags = "--xla_force_host_platform_device_count=2"
+  both = [
+    subprocess.Popen(
+      [sys.executable, "-c", _TWO_PROCESSES, address, process],
+      env=os.environ | {"XLA_FLAGS": flags},
+    )
+    for process in "01"
+  ]
+  assert [process.wait(120) for process in both] == [0, 0]
 
 
 @pytest.fixture(name="runs", scope="module")

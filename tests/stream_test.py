@@ -63,19 +63,13 @@ def test_a_caller_cannot_change_what_others_see():
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_processes_share_the_global_batch(count, weights):
+def test_rows_are_places_of_the_global_batch(weights):
   for step in (0, 5, 6, 77):
-    parts = [
-      stream.indices(
-        7, step, weights=weights, process_index=i, process_count=count, **KNOWN
-      )
-      for i in range(count)
-    ]
-    assert {len(p) for p in parts} == {B // count}
-    np.testing.assert_array_equal(
-      np.concatenate(parts), stream.indices(7, step, weights=weights, **KNOWN)
-    )
+    whole = stream.indices(7, step, weights=weights, **KNOWN)
+    assert len(whole) == B
+    for rows in ([0, 1, 2, 3], [1, 6], [7]):
+      part = stream.indices(7, step, weights=weights, rows=rows, **KNOWN)
+      np.testing.assert_array_equal(part, whole[rows])
 
 
 def test_weights_are_proportions():
@@ -91,8 +85,6 @@ def test_weights_are_proportions():
 def test_batches_that_cannot_be_are_refused():
   with pytest.raises(errors.UserError, match="fewer than a batch of 8"):
     stream.indices(0, 0, num_examples=7, batch_size=8)
-  with pytest.raises(errors.UserError, match="multiple of 3"):
-    stream.indices(0, 0, process_count=3, **KNOWN)
   with pytest.raises(ValueError):
     stream.indices(0, 0, weights=np.ones(N - 1), **KNOWN)
 
@@ -113,11 +105,8 @@ def test_threads_keep_the_order_and_resuming_goes_on(weights):
     np.testing.assert_array_equal(
       run(src, 13, 20, weights=weights), expected[13:]
     )
-  halves = [
-    run(source(), 0, 20, weights=weights, process_index=i, process_count=2)
-    for i in range(2)
-  ]
-  np.testing.assert_array_equal(np.concatenate(halves, axis=1), expected)
+  part = run(source(), 0, 20, weights=weights, rows=np.array([1, 6]))
+  np.testing.assert_array_equal(part, np.array(expected)[:, [1, 6]])
 
 
 def test_an_exhausted_iterator_ends():

@@ -25,14 +25,12 @@ def indices(
   num_examples: int,
   batch_size: int,
   weights: np.ndarray | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: np.ndarray | None = None,
 ) -> np.ndarray:
-  """The examples of a step: int64 [batch_size / process_count].
+  """The examples of a step: int64 [batch_size], or [len(rows)].
 
   An epoch is a permutation cut into batches, the incomplete one dropped; with
-  weights it is as many draws with replacement. Processes have consecutive
-  parts, which joined are the global batch.
+  weights it is as many draws with replacement.
 
   Args:
     seed: of the run.
@@ -40,22 +38,15 @@ def indices(
     num_examples: in the source.
     batch_size: global.
     weights: [num_examples], not negative, or None for each example once.
-    process_index: which part.
-    process_count: number of parts.
+    rows: int [m], the places of the batch that are asked for; None is all.
 
   Raises:
-    UserError: fewer examples than a batch, or a batch that processes do not
-      divide.
+    UserError: fewer examples than a batch.
   """
   if num_examples < batch_size:
     raise errors.UserError(
       f"{num_examples} examples are fewer than a batch of {batch_size}: lower "
       "--config.batch_size"
-    )
-  if batch_size % process_count:
-    raise errors.UserError(
-      f"{process_count} processes do not divide a batch of {batch_size}: give "
-      f"a multiple of {process_count}"
     )
   epoch, place = divmod(step, num_examples // batch_size)
   if weights is None:
@@ -63,9 +54,8 @@ def indices(
   else:
     p = np.asarray(weights, np.float64)
     order = _draws(seed, epoch, num_examples, p.tobytes())
-  share = batch_size // process_count
-  start = place * batch_size + process_index * share
-  return order[start : start + share]
+  batch = order[place * batch_size : (place + 1) * batch_size]
+  return batch if rows is None else batch[rows]
 
 
 def _generator(seed, epoch):
@@ -98,8 +88,7 @@ def batches(
   batch_size: int,
   weights: np.ndarray | None = None,
   to_device: Callable = lambda batch: batch,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: np.ndarray | None = None,
 ) -> Iterator:
   """The batches of steps start_step .. stop_step - 1, read ahead in threads.
 
@@ -120,8 +109,7 @@ def batches(
       num_examples=len(source),
       batch_size=batch_size,
       weights=weights,
-      process_index=process_index,
-      process_count=process_count,
+      rows=rows,
     )
     batch = source.read(place)
     epoch = step // (len(source) // batch_size)
