@@ -17,7 +17,9 @@ def get_config(arg=None):
   config.data.name = "imagenet2012"
   config.data.size = (256, 256)
   config.data.channels = 3
-  config.augment = dict(name="mae", size=(224, 224), area=(0.4, 1.0))
+  config.augment = dict(
+    name="mae", size=(224, 224), eval_crop=0.875, area=(0.4, 1.0)
+  )
   config.encoder = dict(
     name="vit",
     variant="H/14",

@@ -22,7 +22,7 @@ def get_config(arg=None):
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.247, 0.2435, 0.2616),
   )
-  config.encoder = dict(name="resnet", variant="18", stem="cifar")
+  config.encoder = dict(name="resnet", variant="18", stem="cifar_pad2")
   config.method = dict(name="byol", hidden_dim=4096, out_dim=256, ema=0.99)
   config.optimizer = dict(
     name="larc",

@@ -6,7 +6,8 @@ begins at 0.996. Theirs reach 74.0 to 74.5 by a linear probe. Not yet reproduced
 here: 512 TPU v3 cores for eight hours.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
-whole picture; brightness is torchvision's, where theirs is added; strided
+whole picture; brightness, contrast and saturation are torchvision's, where
+theirs add, take each channel by itself and go by way of HSV; strided
 convolutions are padded as torchvision's.
 """
 
@@ -21,7 +22,7 @@ def get_config(arg=None):
   config.data.name = "imagenet2012"
   config.data.size = (256, 256)
   config.data.channels = 3
-  config.augment = dict(name="byol", size=(224, 224))
+  config.augment = dict(name="byol", size=(224, 224), eval_crop=0.875)
   config.encoder = dict(name="resnet", variant="50", zero_init_residual=True)
   config.method = dict(name="byol", hidden_dim=4096, out_dim=256, ema=0.996)
   config.optimizer = dict(

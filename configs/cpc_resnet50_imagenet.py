@@ -19,7 +19,9 @@ def get_config(arg=None):
   config.data.name = "imagenet2012"
   config.data.size = (300, 300)
   config.data.channels = 3
-  config.augment = dict(name="simclr", views=1, size=(260, 260), blur_p=0.0)
+  config.augment = dict(
+    name="simclr", views=1, size=(260, 260), eval_crop=260 / 300, blur_p=0.0
+  )
   config.encoder = dict(name="resnet", variant="50", norm="layer")
   config.method = dict(name="cpc", patch=80, stride=36, rows=(3,))
   config.optimizer = dict(

@@ -22,7 +22,7 @@ def get_config(arg=None):
   config.data.name = "imagenet2012"
   config.data.size = (256, 256)
   config.data.channels = 3
-  config.augment = dict(name="deepcluster", size=(224, 224))
+  config.augment = dict(name="deepcluster", size=(224, 224), eval_crop=0.875)
   config.encoder = dict(name="resnet", variant="50")
   config.method = dict(
     name="deepcluster", num_clusters=10000, pca_dim=256, sobel=True

@@ -5,9 +5,10 @@ epochs, two crops of 224 and six of 96, LARC with the rate 4.8. Theirs reaches
 75.2 by a linear probe. Not yet reproduced here.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
-whole picture. An example that an epoch has left out, its last batch being
-incomplete, keeps the embedding of the epoch before, where theirs is in no
-cluster.
+whole picture. Batch norm takes its statistics over the batch, where theirs
+takes them over 512 images, those of eight devices. An example that an epoch has
+left out, its last batch being incomplete, keeps the embedding of the epoch
+before, where theirs is in no cluster.
 """
 
 from ssljax import config as config_lib
@@ -22,7 +23,12 @@ def get_config(arg=None):
   config.data.size = (256, 256)
   config.data.channels = 3
   config.augment = dict(
-    name="swav", size=(224, 224), local_views=6, local_size=(96, 96)
+    name="swav",
+    size=(224, 224),
+    eval_crop=0.875,
+    local_views=6,
+    local_size=(96, 96),
+    blur_kernel=13,  # theirs is not cut off
   )
   config.encoder = dict(name="resnet", variant="50")
   config.method = dict(name="deepcluster_v2", num_prototypes=3000, num_heads=3)

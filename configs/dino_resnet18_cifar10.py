@@ -3,6 +3,8 @@
 vturrisi/solo-learn `scripts/pretrain/cifar/dino.yaml`: 1000 epochs of batches
 of 256, two crops, LARS. Theirs reaches 89.52 by an online linear probe. Not yet
 reproduced.
+
+Theirs forwards the views one by one, this both together.
 """
 
 from ssljax import config as config_lib
@@ -19,7 +21,7 @@ def get_config(arg=None):
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.247, 0.2435, 0.2616),
   )
-  config.encoder = dict(name="resnet", variant="18", stem="cifar")
+  config.encoder = dict(name="resnet", variant="18", stem="cifar_pad2")
   config.method = dict(
     name="dino", out_dim=4096, teacher_temperature=0.07, ema=0.9995
   )

@@ -21,9 +21,11 @@ def get_config(arg=None):
   config.augment = dict(
     name="multi_crop",
     size=(224, 224),
+    eval_crop=0.875,
     area=(0.14, 1.0),
     local_views=8,
     local_size=(96, 96),
+    blur_kernel=13,  # theirs is not cut off
     local_area=(0.05, 0.14),
   )
   config.encoder = dict(name="resnet", variant="50")

@@ -21,7 +21,12 @@ def get_config(arg=None):
   config.data.size = (256, 256)
   config.data.channels = 3
   config.augment = dict(
-    name="multi_crop", size=(224, 224), local_views=8, local_size=(96, 96)
+    name="multi_crop",
+    size=(224, 224),
+    eval_crop=0.875,
+    local_views=8,
+    local_size=(96, 96),
+    blur_kernel=13,  # theirs is not cut off
   )
   config.encoder = dict(
     name="vit", variant="S/16", drop_path=0.1, weight_init="dino"

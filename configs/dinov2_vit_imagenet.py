@@ -27,6 +27,7 @@ def get_config(arg=None):
   config.augment = dict(
     name="dinov2",
     size=(224, 224),
+    eval_crop=0.875,
     blur_kernel=9,
     local_views=8,
     local_size=(96, 96),

@@ -22,9 +22,11 @@ def get_config(arg=None):
   config.augment = dict(
     name="multi_crop",
     size=(224, 224),
+    eval_crop=0.875,
     area=(0.25, 1.0),
     local_views=10,
     local_size=(96, 96),
+    blur_kernel=13,  # theirs is not cut off
     local_area=(0.05, 0.25),
   )
   config.encoder = dict(

@@ -21,6 +21,7 @@ def get_config(arg=None):
   config.augment = dict(
     name="mae",
     size=(224, 224),
+    eval_crop=0.875,
     area=(0.3, 1.0),
     interpolation="bilinear",
     flip_p=0.0,

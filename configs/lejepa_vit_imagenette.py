@@ -26,7 +26,9 @@ def get_config(arg=None):
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
   )
-  config.encoder = dict(name="vit", variant="S/8", drop_path=0.1)
+  config.encoder = dict(
+    name="vit", variant="S/8", drop_path=0.1, weight_init="dinov2"
+  )
   config.method = dict(
     name="lejepa", weight=0.02, slices=256, features=(2048, 2048, 16)
   )

@@ -19,7 +19,7 @@ def get_config(arg=None):
   config.data.name = "imagenet2012"
   config.data.size = (256, 256)
   config.data.channels = 3
-  config.augment = dict(name="mae", size=(224, 224))
+  config.augment = dict(name="mae", size=(224, 224), eval_crop=0.875)
   config.encoder = dict(name="vit", variant="B/16", pos="sincos2d")
   config.method = dict(name="mae", mask_ratio=0.75, norm_pix=True)
   config.optimizer = dict(

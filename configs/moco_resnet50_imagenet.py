@@ -22,6 +22,7 @@ def get_config(arg=None):
   config.augment = dict(
     name="moco_v2",
     size=(224, 224),
+    eval_crop=0.875,
     jitter=(0.4, 0.4, 0.4, 0.4),
     jitter_p=1.0,
     blur_p=0.0,
@@ -42,6 +43,6 @@ def get_config(arg=None):
 
 
 def _v2(config):
-  config.augment = dict(name="moco_v2", size=(224, 224))
+  config.augment = dict(name="moco_v2", size=(224, 224), eval_crop=0.875)
   config.method.update(temperature=0.2, mlp=True)
   config.schedule = dict(name="cosine")

@@ -19,7 +19,9 @@ def get_config(arg=None):
   config.data.name = "imagenet2012"
   config.data.size = (256, 256)
   config.data.channels = 3
-  config.augment = dict(name="byol", size=(224, 224), interpolation="bilinear")
+  config.augment = dict(
+    name="byol", size=(224, 224), eval_crop=0.875, interpolation="bilinear"
+  )
   # Twelve heads for ViT-S too, where timm has six.
   config.encoder = dict(
     name="vit", variant="S/16", heads=12, pos="sincos2d", weight_init="mocov3"

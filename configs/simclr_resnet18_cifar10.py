@@ -21,7 +21,7 @@ def get_config(arg=None):
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.247, 0.2435, 0.2616),
   )
-  config.encoder = dict(name="resnet", variant="18", stem="cifar")
+  config.encoder = dict(name="resnet", variant="18", stem="cifar_pad2")
   # Their loss is the mean of both directions.
   config.method = dict(
     name="simclr",

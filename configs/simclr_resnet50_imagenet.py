@@ -19,7 +19,7 @@ def get_config(arg=None):
   config.data.name = "imagenet2012"
   config.data.size = (256, 256)
   config.data.channels = 3
-  config.augment = dict(name="simclr", size=(224, 224))
+  config.augment = dict(name="simclr", size=(224, 224), eval_crop=0.875)
   config.encoder = dict(name="resnet", variant="50", zero_init_residual=True)
   config.method = dict(name="simclr", temperature=0.1, num_layers=2)
   config.optimizer = dict(

@@ -19,7 +19,11 @@ def get_config(arg=None):
   config.data.size = (256, 256)
   config.data.channels = 3
   config.augment = dict(
-    name="mae", size=(224, 224), area=(0.67, 1.0), interpolation="bilinear"
+    name="mae",
+    size=(224, 224),
+    eval_crop=0.875,
+    area=(0.67, 1.0),
+    interpolation="bilinear",
   )
   config.encoder = dict(
     name="vit",

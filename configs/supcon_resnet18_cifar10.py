@@ -4,7 +4,8 @@ vturrisi/solo-learn `scripts/pretrain/cifar/supcon.yaml`: 1000 epochs of batches
 of 256, SGD. Theirs reaches 93.82 by an online linear probe. Not yet reproduced.
 
 Their loss sums the positives inside the logarithm; this is the authors' of
-SupCon, outside, and without its factor, temperature / 0.07.
+SupCon, outside, and without its factor, temperature / 0.07. Theirs forwards the
+views one by one, this both together.
 """
 
 from ssljax import config as config_lib
@@ -22,7 +23,7 @@ def get_config(arg=None):
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.247, 0.2435, 0.2616),
   )
-  config.encoder = dict(name="resnet", variant="18", stem="cifar")
+  config.encoder = dict(name="resnet", variant="18", stem="cifar_pad2")
   config.method = dict(
     name="supcon",
     temperature=0.2,

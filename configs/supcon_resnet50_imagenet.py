@@ -4,8 +4,8 @@ google-research/google-research `supcon/scripts/supcon_imagenet_resnet50.sh`,
 its first stage: batch 6144, 350 epochs, LARS with the rate 0.4 for each 256
 images, 12 epochs of warm-up, temperature 0.1, by which the loss is multiplied,
 decay 1e-3. Its views are AutoAugment's, which is not here: these are SimCLR's.
-Its head is a layer of 128 on normalised features; this is the paper's, of two
-layers. Not yet reproduced.
+Its head is a layer of 128 on normalised features, with decay on its bias; this
+is the paper's, of two layers, without. Not yet reproduced.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
 whole picture.
@@ -23,7 +23,7 @@ def get_config(arg=None):
   config.data.size = (256, 256)
   config.data.channels = 3
   config.data.labels = True
-  config.augment = dict(name="simclr", size=(224, 224))
+  config.augment = dict(name="simclr", size=(224, 224), eval_crop=0.875)
   config.encoder = dict(name="resnet", variant="50", zero_init_residual=True)
   config.method = dict(
     name="supcon", temperature=0.1, base_temperature=1.0, out_dim=128

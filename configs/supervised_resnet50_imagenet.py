@@ -23,6 +23,7 @@ def get_config(arg=None):
   config.augment = dict(
     name="mae",
     size=(224, 224),
+    eval_crop=0.875,
     area=(0.08, 1.0),
     interpolation="bilinear",
   )

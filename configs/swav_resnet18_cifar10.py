@@ -6,7 +6,8 @@ reproduced.
 
 Theirs forwards the views one by one, and fills its queue from the start; here
 both views are one batch to batch norm, as SwAV's authors have it, and the queue
-is used from 15 steps after epoch 50 on.
+is used from 15 steps after epoch 50 on. Theirs keeps prototypes at length 1 by
+weight norm, this scales them after each step, as the authors do.
 """
 
 from ssljax import config as config_lib
@@ -23,7 +24,7 @@ def get_config(arg=None):
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.247, 0.2435, 0.2616),
   )
-  config.encoder = dict(name="resnet", variant="18", stem="cifar")
+  config.encoder = dict(name="resnet", variant="18", stem="cifar_pad2")
   config.method = dict(
     name="swav",
     num_prototypes=3000,

@@ -6,7 +6,8 @@ two crops of 224 and six of 96, LARC with the rate 4.8, prototypes frozen for
 `swav_400ep_bs256_pretrain.sh`, of which they report 74.3. Not yet reproduced.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
-whole picture.
+whole picture. Batch norm takes its statistics over the batch, where theirs
+takes them over 512 images, those of eight devices.
 """
 
 from ssljax import config as config_lib
@@ -21,7 +22,12 @@ def get_config(arg=None):
   config.data.size = (256, 256)
   config.data.channels = 3
   config.augment = dict(
-    name="swav", size=(224, 224), local_views=6, local_size=(96, 96)
+    name="swav",
+    size=(224, 224),
+    eval_crop=0.875,
+    local_views=6,
+    local_size=(96, 96),
+    blur_kernel=13,  # theirs is not cut off
   )
   config.encoder = dict(name="resnet", variant="50")
   config.method = dict(name="swav", num_prototypes=3000, queue_size=0)

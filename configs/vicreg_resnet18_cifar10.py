@@ -21,7 +21,7 @@ def get_config(arg=None):
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.247, 0.2435, 0.2616),
   )
-  config.encoder = dict(name="resnet", variant="18", stem="cifar")
+  config.encoder = dict(name="resnet", variant="18", stem="cifar_pad2")
   # They do not halve the variance term, as VICReg's authors do: 50 is their 25.
   config.method = dict(
     name="vicreg",

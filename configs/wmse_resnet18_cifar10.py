@@ -23,7 +23,7 @@ def get_config(arg=None):
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.247, 0.2435, 0.2616),
   )
-  config.encoder = dict(name="resnet", variant="18", stem="cifar")
+  config.encoder = dict(name="resnet", variant="18", stem="cifar_pad2")
   config.method = dict(
     name="wmse", hidden_dim=1024, out_dim=64, whitening_size=128
   )
@@ -38,6 +38,7 @@ def get_config(arg=None):
 def _authors(config):
   """Their README's W-MSE 2, 1000 epochs."""
   config.batch_size = 512
+  config.encoder.stem = "cifar"
   config.augment.update(jitter=(0.4, 0.4, 0.4, 0.1), gray_p=0.1)
   config.optimizer = dict(name="adam", learning_rate=3e-3, weight_decay=1e-6)
   config.schedule = dict(

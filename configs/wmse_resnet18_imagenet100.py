@@ -23,6 +23,7 @@ def get_config(arg=None):
   config.augment = dict(
     name="simclr",
     size=(224, 224),
+    eval_crop=0.875,
     blur_p=0.5,  # `datasets/imagenet.py` alone of theirs has it
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),

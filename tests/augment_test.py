@@ -5,6 +5,7 @@
 
 import functools
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,11 @@ def test_evaluation_crops_the_centre_and_normalises():
   small = augment.make("none", size=(8, 8), crop=0.5)(batch)["views"][:, 0]
   centre = batch["image"][:, 4:12, 4:12] / np.float32(255)
   np.testing.assert_allclose(small, centre, atol=1e-6)
+  source = types.SimpleNamespace(shape=(16, 16, 3))
+  _, evaluation = augment.pair("simclr", source, size=(8, 8), eval_crop=0.5)
+  np.testing.assert_allclose(
+    evaluation(batch)["views"][:, 0], centre, atol=1e-6
+  )
 
 
 def test_a_blur_wider_than_the_image_and_colour_ops_on_grey_are_refused():

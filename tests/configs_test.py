@@ -391,3 +391,11 @@ def test_configs_share_no_value():
   first.data.size = (8, 8)
   assert second.data.size is None
   assert config_lib.base().data.size is None
+
+
+def test_papers_of_imagenet_evaluate_on_the_centre_without_resizing():
+  for path in CONFIGS:
+    config = config_lib.load(path, [])
+    if config.data.name.startswith("imagenet2012"):
+      kept = [config.augment.eval_crop * side for side in config.data.size]
+      assert kept == pytest.approx(config.augment.size), path

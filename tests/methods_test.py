@@ -66,6 +66,25 @@ def test_moco_enqueues_keys_after_the_logits_and_moves_the_teacher():
     assert_trees_close(after.method_state["teacher"]["params"], expected)
 
 
+def test_mocos_heads_start_as_torchs():
+  makes = (
+    lambda encoder: moco.make(encoder, queue_size=32, out_dim=64),
+    lambda encoder: mocov3.make(
+      encoder, total_steps=8, hidden_dim=64, out_dim=64
+    ),
+  )
+  for make in makes:
+    method = make(toys.encoder())
+    batch = toys.augment(batch_of(0) | {"key": jax.random.split(RNG, 16)})
+    params, _ = jax.jit(method.init)(RNG, batch)
+    for head in set(params) - {"encoder"}:
+      for layer in params[head].values():
+        if "kernel" in layer:
+          kernel = np.asarray(layer["kernel"])
+          bound = 1 / np.sqrt(len(kernel))
+          assert 0.9 * bound < np.abs(kernel).max() <= bound
+
+
 def test_moco_shuffles_statistics():
   """Keys are normalised in other parts than queries, and neither by all."""
   encoder = resnet.make(variant="10", width=4, stem="cifar")

@@ -95,9 +95,15 @@ def test_vit_counts(variant, expected):
 
 @pytest.mark.parametrize("variant,expansion", [("18", 1), ("50", 4)])
 @pytest.mark.parametrize(
-  "stem,side", [("imagenet", 2), ("small", 4), ("cifar", 8)]
+  "stem,wide,side",
+  [
+    ("imagenet", 16, 2),
+    ("small", 32, 4),
+    ("cifar", 64, 8),
+    ("cifar_pad2", 66, 9),
+  ],
 )
-def test_resnet_shapes(variant, expansion, stem, side):
+def test_resnet_shapes(variant, expansion, stem, wide, side):
   module = resnet.make(variant=variant, width=2, stem=stem)
   x = jax.ShapeDtypeStruct((3, 64, 64, 3), jnp.float32)
   call = functools.partial(module.apply, train=False, layers=(3, 0))
@@ -105,7 +111,7 @@ def test_resnet_shapes(variant, expansion, stem, side):
   d = 16 * expansion
   assert out["pooled"].shape == (3, d)
   assert out["tokens"].shape == (3, side**2, d)
-  first = (3, (8 * side) ** 2, 2 * expansion)
+  first = (3, wide**2, 2 * expansion)
   assert [s.shape for s in out["layers"]] == [(3, side**2, d), first]
 
 
@@ -362,7 +368,7 @@ def test_vit_scan_inits_blocks_apart():
 
 
 def test_vit_by_depth_starts_as_the_authors():
-  """I-JEPA's and BEiT's `fix_init_weight`: the deeper, the smaller."""
+  """BEiT's `fix_init_weight`: the deeper, the smaller. I-JEPA's is undone."""
   options = dict(variant="Ti/4", depth=4, pos="sincos2d", pool="mean")
   params = lambda name: start(
     vit.make(weight_init=name, **options), images(side=8)
@@ -371,14 +377,14 @@ def test_vit_by_depth_starts_as_the_authors():
   for name, std in deviations.items():
     p = params(name)
     for i in range(4):
-      last = std / np.sqrt(2 * (i + 1))
+      last = std if name == "ijepa" else std / np.sqrt(2 * (i + 1))
       want = dict(qkv=std, proj=last, fc1=std, fc2=last)
       got = {k: np.std(p[f"block{i}"][k]["kernel"]) for k in want}
       assert got == pytest.approx(want, rel=0.03)
     assert np.std(p["patch_embed"]["kernel"]) == pytest.approx(std, rel=0.05)
   assert np.abs(params("beit")["block0"]["qkv"]["kernel"]).max() <= 0.02
   with pytest.raises(errors.UserError, match="encoder.scan=False"):
-    start(vit.make(weight_init="ijepa", scan=True, **options), images(side=8))
+    start(vit.make(weight_init="beit", scan=True, **options), images(side=8))
 
 
 def test_vit_positions_interpolate():

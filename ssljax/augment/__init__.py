@@ -10,19 +10,23 @@ from ssljax.augment import image as ops
 from ssljax.augment.presets import PRESETS
 
 
-def pair(name: str, source, **options) -> tuple[Callable, Callable]:
+def pair(
+  name: str, source, *, eval_crop: float = 1.0, **options
+) -> tuple[Callable, Callable]:
   """Returns the training views and the evaluation view of a source of images.
 
   Args:
     name: of a preset in `presets.py`.
     source: a `data.sources.ImageSource`, of which this takes the shape.
+    eval_crop: the part of each side that the evaluation's view keeps of the
+      centre. The papers' is 224 of 256 pixels on ImageNet.
     **options: keys of the preset, and `size` (height, width), the source's
       where it is not given.
   """
   size = options.pop("size", source.shape[:2])
   views = make(name, size=size, **options)
   statistics = {k: options.get(k, PRESETS[name][k]) for k in ("mean", "std")}
-  return views, make("none", size=size, **statistics)
+  return views, make("none", size=size, crop=eval_crop, **statistics)
 
 
 def make(name: str, *, size, **overrides) -> Callable:

@@ -52,6 +52,7 @@ def make(
   head = heads.MLP(
     features=(None, out_dim) if mlp else (out_dim,),
     hidden_norm=False,
+    kernel_init=heads.TORCH,
     dtype=encoder.dtype,
   )
 

@@ -47,7 +47,11 @@ def make(
   """
   schedule = ema if callable(ema) else schedules.ema_schedule(ema, total_steps)
   hidden = (hidden_dim,) * (num_layers - 1)
-  options = dict(dtype=encoder.dtype, axis_name=encoder.axis_name)
+  options = dict(
+    kernel_init=heads.TORCH,
+    dtype=encoder.dtype,
+    axis_name=encoder.axis_name,
+  )
   projector = heads.MLP(
     features=(*hidden, out_dim),
     out_norm="batch_no_affine",

@@ -24,6 +24,13 @@ _STAGES = {
   "101": (3, 4, 23, 3),
 }
 _BOTTLENECK = ("50", "101")
+# Side, stride and padding of the first convolution.
+_STEMS = {
+  "imagenet": (7, 2, 3),
+  "cifar": (3, 1, 1),
+  "cifar_pad2": (3, 1, 2),
+  "small": (3, 2, 1),
+}
 
 
 def make(*, variant: str, **options) -> "ResNet":
@@ -50,7 +57,8 @@ class ResNet(nn.Module):
   Attributes:
     variant: 18, 34, 50 or 101, or 10, one block a stage, for quick runs.
     width: channels of the first stage; 64 is the paper's.
-    stem: "imagenet" (7 x 7 of stride 2, max pool), "cifar" (3 x 3) or "small"
+    stem: "imagenet" (7 x 7 of stride 2, max pool), "cifar" (3 x 3),
+      "cifar_pad2" (solo-learn's: padded by 2, a map that is 2 wider) or "small"
       (3 x 3 of stride 2, a quarter of the work of "cifar").
     zero_init_residual: the last norm of each block starts at zero (Goyal et al.
       2017, arXiv:1706.02677), as SimCLR's authors have it.
@@ -137,17 +145,18 @@ class ResNet(nn.Module):
     )
 
   def _stem(self, x, conv, norm):
-    if self.stem not in ("imagenet", "cifar", "small"):
+    if self.stem not in _STEMS:
       raise errors.UserError(
-        f"unknown stem {self.stem!r}: imagenet, cifar or small"
+        f"unknown stem {self.stem!r}: choose among {', '.join(_STEMS)}"
       )
-    if self.stem != "imagenet":
-      stride = 1 if self.stem == "cifar" else 2
-      x = conv(self.width, (3, 3), strides=stride, padding=1, name="conv1")(x)
-      return nn.relu(norm(name="bn1")(x))
-    x = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")(x)
+    side, stride, padding = _STEMS[self.stem]
+    x = conv(
+      self.width, (side, side), strides=stride, padding=padding, name="conv1"
+    )(x)
     x = nn.relu(norm(name="bn1")(x))
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    if self.stem == "imagenet":
+      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    return x
 
 
 def _tokens(x):

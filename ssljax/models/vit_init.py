@@ -57,7 +57,7 @@ _INITS = {
   "mocov3": Init(qkv=nn.initializers.lecun_uniform(), class_token=_almost_zero),
   "dino": _DINO,
   "dinov2": _DINO._replace(class_token=_almost_zero, registers=_almost_zero),
-  "ijepa": Init(patch=normal, qkv=normal, layer=normal, by_depth=True),
+  "ijepa": Init(patch=normal, qkv=normal, layer=normal),
   "beit": Init(*7 * (_cut,), by_depth=True),
 }
 
@@ -70,10 +70,10 @@ def get(name: str) -> Init:
   (facebookresearch/moco-v3 `vits.py`); "dino": blocks normal with deviation
   0.02, mask token zero (facebookresearch/dino `vision_transformer.py`);
   "dinov2": class token and registers close to zero as well; "ijepa": all normal
-  with deviation 0.02 and scaled by depth (facebookresearch/ijepa
-  `src/models/vision_transformer.py`); "beit": as that, cut at one deviation
-  (BEiT, microsoft/SimMIM `models/simmim.py` and facebookresearch/
-  data2vec_vision `beit/modeling_cyclical.py`).
+  with deviation 0.02 (facebookresearch/ijepa `src/helper.py`, which draws again
+  what `src/models/vision_transformer.py` had scaled by depth); "beit": cut at
+  one deviation and scaled by depth (BEiT, microsoft/SimMIM `models/simmim.py`
+  and facebookresearch/data2vec_vision `beit/modeling_cyclical.py`).
 
   Raises:
     UserError: there is none of that name.
