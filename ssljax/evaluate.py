@@ -68,23 +68,27 @@ def evaluate(
   Raises:
     UserError: no such run, checkpoint, protocol, dataset or split.
   """
-  run, state = restore(workdir, step)
-  config = run.config.eval
+  config = run_lib.restore_config(workdir).eval
   protocols = tuple(protocols or config.get("protocols", tuple(_FEATURES)))
   unknown = set(protocols) - set(PROTOCOLS)
   if unknown:
     raise errors.UserError(
       f"unknown protocol {min(unknown)!r}: choose among {', '.join(PROTOCOLS)}"
     )
-  train_split = train_split or config.train_split
-  test_split = test_split or config.test_split
-  figures = {"dataset": data or run.source.name, "step": int(state.step)}
+  run, state = restore(workdir, step)
+  figures = {
+    "dataset": data or run.source.name,
+    "train_split": train_split or config.train_split,
+    "test_split": test_split or config.test_split,
+    "step": int(state.step),
+  }
   versions = {}
   if "loss" in protocols:
-    figures |= held_out(run, state, data, test_split)
+    figures |= held_out(run, state, data, figures["test_split"])
     versions["loss"] = "loss/1 no dropout, views of epoch 0"
   if set(protocols) - {"loss"}:
-    sets = [labelled(run, data, s) for s in (train_split, test_split)]
+    splits = figures["train_split"], figures["test_split"]
+    sets = [labelled(run, data, split) for split in splits]
     start = run_lib.init_state(run)
     for name, result in _of_features(
       run, state, start if floors else None, sets, protocols
@@ -180,20 +184,18 @@ def _finetuned(run, state, start, sets, fractions, seeds):
   """({fraction: figures}, the protocol)."""
   train, test = sets
   labels = train.read(np.arange(len(train)))["label"]
-  embed_fn = core.make_embed(run.method, run.view_for_eval)
-
-  def apply(params, batch):
-    batch = {k: batch[k] for k in train.example}
-    return embed_fn(state._replace(params=params), batch)
-
+  origins = [
+    (name, *_tuned(run, origin, train.example))
+    for name, origin in (("", state), ("scratch_", start))
+  ]
   found, protocol = {}, None
   for fraction in fractions:
     places = finetune.subset(labels, fraction)
     row = {"labels": len(places)}
-    for name, origin in (("", state), ("scratch_", start)):
+    for name, apply, params in origins:
       result = finetune.finetune(
         apply,
-        origin.params,
+        params,
         train,
         places,
         test,
@@ -209,6 +211,24 @@ def _finetuned(run, state, start, sets, fractions, seeds):
     row["raw_linear"] = floor(part, test, ("linear",))["linear"]["accuracy"]
     found[f"{fraction:g}"] = row
   return found, protocol
+
+
+def _tuned(run, state, example):
+  """`apply(learned, batch)` and what is learned: the parameters, and those of
+  the teacher where there is one, for some methods are evaluated by it."""
+  embed_fn = core.make_embed(run.method, run.view_for_eval)
+  kept = state.method_state
+  teacher = kept.get("teacher", {"params": ()})
+
+  def apply(learned, batch):
+    params, of_teacher = learned
+    method_state = dict(kept)
+    if "teacher" in kept:
+      method_state["teacher"] = teacher | {"params": of_teacher}
+    tuned = state._replace(params=params, method_state=method_state)
+    return embed_fn(tuned, {k: batch[k] for k in example})
+
+  return apply, (state.params, teacher["params"])
 
 
 def _record(figures, path):
@@ -237,8 +257,10 @@ def _before(path):
 
 
 def _joined(old, new):
-  """The figures of one dataset, those of `new` first."""
-  if old.get("dataset") != new["dataset"]:
+  """The figures of the same data, those of `new` first."""
+  if any(
+    old.get(k) != new[k] for k in ("dataset", "train_split", "test_split")
+  ):
     return new
   joined = old | new
   for key in ("protocol", "finetune"):  # by protocol, by fraction
@@ -258,10 +280,11 @@ def restore(workdir: str, step: int | None = None):
   return run, state
 
 
-def labelled(run, name: str | None, split: str):
-  """A labelled source, the run's own or another, as the run reads its own."""
+def labelled(run, name: str | None, split: str, labels: bool | None = True):
+  """A source with labels, the run's own or another, read as the run reads its
+  own; `labels=None` takes them where there are any."""
   like = {} if name is None else {"name": name, **run.source.like}
-  return run_lib.open_source(run.config, split, labels=True, **like)
+  return run_lib.open_source(run.config, split, labels=labels, **like)
 
 
 def eval_sets(run):
@@ -331,7 +354,7 @@ def write_embeddings(
     data: another dataset; None is the run's own.
   """
   run, state = restore(workdir, step)
-  rows = embed(run, state, labelled(run, data, split))
+  rows = embed(run, state, labelled(run, data, split, labels=None))
   write_npz(out, rows)
   return {
     "out": out,

@@ -246,7 +246,8 @@ def data_file(workdir: str, name: str) -> str:
 def restore_config(workdir: str):
   """The config of a run, reading the data files that the run has kept.
 
-  Where its mesh does not fit the devices that are here, it is spread over all.
+  Where its mesh does not fit the devices that are here, it is spread over as
+  many as divide its batch.
 
   Raises:
     UserError: there is no run.
@@ -261,9 +262,12 @@ def restore_config(workdir: str):
         config.data[key] = kept
     have, mesh = jax.device_count(), config.mesh
     every = mesh.data == -1
-    fits = not have % mesh.fsdp if every else mesh.data * mesh.fsdp <= have
+    whole = config.batch_size // config.accumulate
+    if every:
+      fits = not (have % mesh.fsdp or whole % have)
+    else:
+      fits = mesh.data * mesh.fsdp <= have
     if not fits:
-      whole = config.batch_size // config.accumulate
       mesh.update(data=math.gcd(whole, have), fsdp=1)
   return config
 

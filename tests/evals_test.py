@@ -314,18 +314,45 @@ def test_figures_of_protocols_are_kept_together(tmp_path):
   from ssljax import evaluate
 
   path = str(tmp_path / "eval" / "7.json")
-  record = lambda **more: evaluate._record({"dataset": "d", **more}, path)
+  data = {"dataset": "d", "train_split": "train", "test_split": "test"}
+  record = lambda **more: evaluate._record(data | more, path)
   record(knn=0.5, protocol={"knn": "knn/1"}, finetune={"0.1": {"accuracy": 1}})
   record(loss=2.0, protocol={"loss": "loss/1"}, finetune={"1": {"accuracy": 2}})
   with open(path) as f:
     kept = json.load(f)
-  assert kept == {
-    "dataset": "d",
+  assert kept == data | {
     "knn": 0.5,
     "loss": 2.0,
     "protocol": {"knn": "knn/1", "loss": "loss/1"},
     "finetune": {"0.1": {"accuracy": 1}, "1": {"accuracy": 2}},
   }
-  evaluate._record({"dataset": "other", "knn": 0.1}, path)
-  with open(path) as f:
-    assert json.load(f) == {"dataset": "other", "knn": 0.1}
+  for other in ({"dataset": "other"}, {"test_split": "train[90%:]"}):
+    record(**other, knn=0.1)
+    with open(path) as f:
+      assert json.load(f) == data | other | {"knn": 0.1}
+
+
+def test_what_is_tuned_is_what_features_depend_on():
+  """Of methods that are evaluated by a teacher, too, and from each start."""
+  from ssljax import config as config_lib
+  from ssljax import evaluate
+  from ssljax import run as run_lib
+
+  path = "configs/dino_resnet18_fashion_mnist.py:quick"
+  run = run_lib.build(config_lib.load(path, ["--config.mesh.data=1"]))
+  state = run_lib.init_state(run)
+  other = state._replace(
+    params=jax.tree.map(lambda x: x + 0.1, state.params),
+    method_state=jax.tree.map(lambda x: x * 2, state.method_state),
+  )
+  batch = run.source.read(np.arange(4))
+  example = {k: batch[k] for k in run.source.example}
+  for origin in (state, other):
+    apply, learned = evaluate._tuned(run, origin, run.source.example)
+    total = lambda *args, apply=apply: apply(*args)["pooled"].sum()
+    value, grads = jax.jit(jax.value_and_grad(total))(learned, batch)
+    own = run.embed(origin, example).sum()
+    np.testing.assert_allclose(value, own, rtol=1e-4)
+    (_, of_teacher) = grads
+    moved = [(g != 0).any() for g in jax.tree.leaves(of_teacher["encoder"])]
+    assert all(moved)

@@ -179,6 +179,15 @@ def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
   assert largest % 2 == 0
   needs = lambda n: 5_000_000 + 12_345 * n
   assert needs(largest) <= chip.hbm < needs(largest + largest // 8 + 2)
+
+  def refusing(run, chip):
+    if run.config.batch_size > 64:
+      raise errors.UserError("a queue that it does not divide")
+    return peak(run, chip)
+
+  monkeypatch.setattr(plan_lib, "compile_step", refusing)
+  assert plan_lib._largest(run, chip) == 64
+  monkeypatch.setattr(plan_lib, "compile_step", peak)
   tiny = chip._replace(hbm=1e6)
   assert plan_lib._largest(run, tiny) == 0
 
@@ -223,6 +232,16 @@ def test_every_config_has_a_source_without_its_data(path):
   run_lib.make_augments(config, source)
   source.check(encoder)
   assert len(source) >= config.batch_size
+
+
+def test_examples_are_those_of_the_split():
+  path = os.path.join(ROOT, "configs", "simclr_resnet18_fashion_mnist.py")
+  for split, wanted in (("train", 60_000), ("train[:10%]", 6_000)):
+    config = config_lib.load(path, [f"--config.data.split={split}"])
+    assert len(source_lib.of(config, None, None, None)) == wanted
+  config = config_lib.load(path, ["--config.data.split=mine"])
+  with pytest.raises(errors.UserError, match="give --examples=N"):
+    source_lib.of(config, None, None, None)
 
 
 def test_what_is_not_known_of_the_data_is_asked_for():

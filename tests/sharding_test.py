@@ -159,15 +159,18 @@ def test_what_stays_whole_must_be_a_regular_expression():
     sharding.by_array(sharding.make_mesh(), {}, "queue(")
 
 
-@pytest.mark.parametrize("data, fsdp", [(5, 4), (-1, 16), (-1, 3)])
+@pytest.mark.parametrize(
+  "data, fsdp, batch, have",
+  [(5, 4, 64, 8), (-1, 16, 64, 8), (-1, 3, 64, 8), (-1, 1, 36, 4)],
+)
 def test_a_run_of_other_devices_is_restored_on_those_that_are_here(
-  tmp_path, data, fsdp
+  tmp_path, data, fsdp, batch, have
 ):
-  flags = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}"]
-  config = config_lib.load(QUICK, flags)
+  flags = [f"mesh.data={data}", f"mesh.fsdp={fsdp}", f"batch_size={batch}"]
+  config = config_lib.load(QUICK, [f"--config.{flag}" for flag in flags])
   config_lib.save(config, tmp_path / "config.json")
   mesh = run_lib.restore_config(str(tmp_path)).mesh
-  assert (mesh.data, mesh.fsdp) == (8, 1)
+  assert (mesh.data, mesh.fsdp) == (have, 1)
 
 
 def test_a_config_of_before_has_the_defaults_of_keys_that_came_since(tmp_path):

@@ -174,6 +174,11 @@ def test_nothing_but_corrupt_images_ends(folder):
   for options in ({}, {"size": (8, 8), "channels": 3}):
     with pytest.raises(errors.UserError, match="corrupt"):
       read_all(name, **options)
+  one = folder({"a.png": picture(0), "b.png": b""})
+  source = sources.make(one, split="all", max_corrupt=0, memory_budget=0)
+  for _ in range(2):  # by whatever thread
+    with pytest.raises(errors.UserError, match="corrupt"):
+      source.read(np.array([1]))
 
 
 def test_channels_that_cannot_be_made_are_named(folder):

@@ -404,6 +404,18 @@ def test_evaluate_and_embed(whole, tmp_path):
   assert rows["pooled"].shape == (360, 32)
   np.testing.assert_array_equal(rows["index"], np.arange(360))
   assert rows["label"].shape == (360,)
+  mine = tmp_path / "mine"
+  mine.mkdir()
+  for i in range(3):
+    np.save(mine / f"{i}.npy", np.full((8, 8, 1), i, np.uint8))
+  ssljax(
+    "embed",
+    f"--workdir={workdir}",
+    f"--out={out}",
+    f"--data=folder:{mine}",
+    "--split=all",
+  )
+  assert "label" not in np.load(out)
 
 
 def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):

@@ -189,11 +189,10 @@ class DecodedSource(ImageSource):
 
   def _note(self, index, why):
     with self._lock:
-      if index in self._bad:
-        return
-      self._bad[index] = why
-      name = self._records.name(index)
-      logging.warning("%s: %s; the next one is taken", name, why)
+      if index not in self._bad:
+        self._bad[index] = why
+        name = self._records.name(index)
+        logging.warning("%s: %s; the next one is taken", name, why)
       # All of them bad would be looked through for ever.
       if len(self._bad) > min(self._max_corrupt, len(self) - 1):
         names = ", ".join(
@@ -212,7 +211,7 @@ def make(
   split: str,
   size: tuple[int, int] | None = None,
   channels: int | None = None,
-  labels: bool = False,
+  labels: bool | None = False,
   data_dir: str | None = None,
   memory_budget: int = 2 << 30,
   max_corrupt: int = 10,
@@ -229,7 +228,7 @@ def make(
       the centre; None keeps theirs, which must then be equal.
     channels: None is the most that some of them have; grey becomes colour, and
       colour grey.
-    labels: whether batches have `label`.
+    labels: whether batches have `label`; None is where there are any.
     data_dir: TFDS' root.
     memory_budget: bytes; a set that is smaller when decoded is held in memory.
     max_corrupt: images that may be skipped.
@@ -248,7 +247,7 @@ def make(
     from ssljax.data import tfds_records  # TFDS is imported where it is used
 
     records = tfds_records.Images(name, split, data_dir)
-  check(records, name, split, labels=labels)
+  labels = check(records, name, split, labels=labels)
   source = DecodedSource(
     records,
     _shape(records, name, size, channels),
@@ -263,8 +262,12 @@ def make(
   return source
 
 
-def check(records, name, split, *, labels):
-  """Raises UserError where there are no examples, or no labels but wanted."""
+def check(records, name, split, *, labels: bool | None) -> bool:
+  """Returns whether batches have labels, for None where there are any.
+
+  Raises:
+    UserError: there are no examples, or no labels but wanted.
+  """
   if labels and records.num_classes is None:
     raise errors.UserError(
       f"{name} has no labels, which evaluation and data.labels need: set "
@@ -273,6 +276,7 @@ def check(records, name, split, *, labels):
     )
   if not len(records):
     raise errors.UserError(f"{name} has no examples in split {split!r}")
+  return records.num_classes is not None if labels is None else labels
 
 
 def _shape(records, name, size, channels):
@@ -340,6 +344,7 @@ class Folder:
   """
 
   def __init__(self, path, split, suffixes, what):
+    path = os.path.expanduser(path)
     if not os.path.isdir(path):
       raise errors.UserError(f"no folder {path}: give data.name=folder:PATH")
     root = path if split == "all" else os.path.join(path, split)
@@ -347,7 +352,7 @@ class Folder:
       have = ", ".join(_subfolders(path)) or "none"
       raise errors.UserError(
         f"{path} has no subfolder {split!r} for the split: there is {have}; "
-        "'all' takes them all"
+        "'all' takes them all (data.split, eval.train_split, eval.test_split)"
       )
     self.paths = [
       os.path.join(folder, file)

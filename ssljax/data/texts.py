@@ -122,7 +122,7 @@ def make(
   length: int = 128,
   label_length: int | None = None,
   feature: str = "text",
-  labels: bool = False,
+  labels: bool | None = False,
   data_dir: str | None = None,
 ) -> TextSource:
   """Opens a source.
@@ -143,7 +143,8 @@ def make(
     label_length: where there are labels, documents are cut to so many; None is
       `length`.
     feature: of the TFDS dataset, or key of the lines, that holds the text.
-    labels: whether batches have `label`; each document is then a row.
+    labels: whether batches have `label`; each document is then a row. None is
+      where there are any.
     data_dir: TFDS' root.
 
   Raises:
@@ -153,7 +154,7 @@ def make(
   if not name:
     raise errors.UserError("data.name is not given: a TFDS name or folder:PATH")
   documents = _open(name, split, feature, data_dir)
-  sources.check(documents, name, split, labels=labels)
+  labels = sources.check(documents, name, split, labels=labels)
   texts = documents.texts
   if documents.broken:
     logging.warning(

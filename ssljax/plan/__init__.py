@@ -281,14 +281,24 @@ def _with(run, **changes):
 
 
 def _largest(run, chip):
-  """The largest batch that fits, to an eighth; None where no limit is known."""
+  """The largest batch that fits, to an eighth; None where no limit is known.
+
+  One that the method refuses, as a queue does that it does not divide, counts
+  as too large.
+  """
   if chip is None:
     return None
   unit = run.mesh.devices.size * run.config.accumulate
-  fits = lambda n: (
-    n * unit <= len(run.source)
-    and compile_step(_with(run, batch_size=n * unit), chip).peak <= chip.hbm
-  )
+
+  def fits(n):
+    if n * unit > len(run.source):
+      return False
+    try:
+      larger = _with(run, batch_size=n * unit)
+      return compile_step(larger, chip).peak <= chip.hbm
+    except errors.UserError:
+      return False
+
   low, high = 0, max(1, run.config.batch_size // unit)
   while fits(high):
     low, high = high, 2 * high

@@ -27,7 +27,7 @@ def rate(source, batch_size: int) -> float | None:
     stand_in = sources.ArraySource({"image": np.zeros((n, *shape), np.uint8)})
     return _rate(stand_in, min(batch_size, 256))
   stand_in = sources.DecodedSource(
-    _Pictures(len(source)),
+    _Pictures(min(len(source), 1 << 16)),  # an epoch is drawn as a whole
     shape,
     name="JPEGs",
     labels=False,

@@ -3,6 +3,7 @@
 import types
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from ssljax import errors
 from ssljax.data import sources
@@ -49,8 +50,8 @@ def of(config, encoder, examples: int | None, classes: int | None):
   Args:
     config: of a run.
     encoder: the Flax module, whose vocabulary the tokenizer of text has.
-    examples: how many there are; None is TFDS' count, or no end where the
-      config counts in steps.
+    examples: how many there are; None is TFDS' count of the split, or no end
+      where the config counts in steps.
     classes: of the labels; None is TFDS' count.
 
   Raises:
@@ -58,7 +59,9 @@ def of(config, encoder, examples: int | None, classes: int | None):
   """
   data = config.data
   known = _KNOWN.get(data.name, (None, None, None))
-  examples, classes = examples or known[0], classes or known[1]
+  if examples is None and known[0] is not None:
+    examples = _count(data.split, known[0])
+  classes = classes or known[1]
   if examples is None and config.steps is not None:
     examples = 10**9  # no end is reached
   if examples is None:
@@ -74,6 +77,17 @@ def of(config, encoder, examples: int | None, classes: int | None):
       f"how many classes {data.name} has is not known here: give --classes=N"
     )
   return _Images(data.name, _shape(data, known[2]), examples, classes)
+
+
+def _count(split, whole):
+  """The examples in slices of TFDS' "train"; None of another split."""
+  train = types.SimpleNamespace(num_examples=whole)
+  try:
+    split = tfds.core.ReadInstruction.from_spec(split)
+    parts = split.to_absolute({"train": train})
+  except ValueError:
+    return None
+  return sum(len(range(whole)[part.from_ : part.to]) for part in parts)
 
 
 def _shape(data, known):
