@@ -189,8 +189,8 @@ def _finetuned(run, state, start, sets, fractions, seeds):
     for name, origin in (("", state), ("scratch_", start))
   ]
   found, protocol = {}, None
-  for fraction in fractions:
-    places = finetune.subset(labels, fraction)
+  parts = [(f, finetune.subset(labels, f)) for f in fractions]
+  for fraction, places in parts:
     row = {"labels": len(places)}
     for name, apply, params in origins:
       result = finetune.finetune(

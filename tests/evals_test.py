@@ -308,6 +308,8 @@ def test_a_part_of_the_labels():
   np.testing.assert_array_equal(places, finetune.subset(labels, 0.1))
   with pytest.raises(errors.UserError, match="give one in"):
     finetune.subset(labels, 0.01)
+  with pytest.raises(errors.UserError, match="all of one class"):
+    finetune.subset(np.zeros(500, int), 0.1)
 
 
 def test_figures_of_protocols_are_kept_together(tmp_path):

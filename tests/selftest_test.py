@@ -33,6 +33,7 @@ def test_what_does_not_come_out_is_told(monkeypatch, tmp_path, capsys):
     return {}
 
   monkeypatch.setitem(selftest.TESTS, "resume", fails)
+  monkeypatch.chdir(tmp_path)  # its own config is found from everywhere
   workdir = f"--workdir={tmp_path / 'runs'}"
   assert cli.main(["selftest", "resume", workdir]) == 1
   out, err = capsys.readouterr()
@@ -46,5 +47,8 @@ def test_mistakes(tmp_path):
   (tmp_path / "there").write_text("")
   with pytest.raises(errors.UserError, match="is not empty"):
     selftest.selftest("nan", workdir=str(tmp_path))
-  with pytest.raises(errors.UserError, match="status 2, not 0: ssljax: no co"):
+  with pytest.raises(errors.UserError, match="no config 'no.py'"):
     selftest.selftest("sigterm", config="no.py")
+  unfit = ["--config.batch_size=1000000"]
+  with pytest.raises(errors.UserError, match="status 2, not 0: ssljax: .*few"):
+    selftest.selftest("sigterm", overrides=unfit)

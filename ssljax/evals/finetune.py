@@ -29,7 +29,7 @@ def subset(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
   """The places of a part of the labels, int [n * fraction], by chance.
 
   Raises:
-    UserError: fewer than 10 examples.
+    UserError: fewer than 10 examples, or all of one class.
   """
   n = round(len(labels) * fraction)
   if not 10 <= n <= len(labels):
@@ -37,7 +37,13 @@ def subset(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
       f"a fraction of {fraction:g} of {len(labels)} labels is {n} examples: "
       "give one in (0, 1] with 10 or more"
     )
-  return np.sort(np.random.default_rng(seed).permutation(len(labels))[:n])
+  places = np.sort(np.random.default_rng(seed).permutation(len(labels))[:n])
+  if len(np.unique(labels[places])) == 1:
+    raise errors.UserError(
+      f"the {n} examples of a fraction of {fraction:g} are all of one class: "
+      "give a larger one"
+    )
+  return places
 
 
 def finetune(

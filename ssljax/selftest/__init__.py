@@ -7,6 +7,7 @@ tells on stderr what it does, and returns figures with `passed`.
 import os
 import tempfile
 
+from ssljax import config as config_lib
 from ssljax import errors
 from ssljax.selftest import faults
 from ssljax.selftest import numbers
@@ -14,7 +15,10 @@ from ssljax.selftest import processes
 from ssljax.selftest import records
 from ssljax.selftest import trial as trial_lib
 
-_CONFIG = "configs/simclr_resnet18_fashion_mnist.py:quick"
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+_CONFIG = os.path.join(
+  _ROOT, "configs", "simclr_resnet18_fashion_mnist.py:quick"
+)
 TESTS = {
   "resume": faults.resume,
   "corrupt": faults.corrupt,
@@ -55,22 +59,24 @@ def selftest(
     `test`, `passed`, `failures` (what did not come out) and what was done.
 
   Raises:
-    UserError: no such test, or `workdir` is not empty.
+    UserError: no such test or config, or `workdir` is not empty.
   """
+  config = config or _CONFIG
   if name not in TESTS:
     near = errors.nearest(name, TESTS)
     raise errors.UserError(f"unknown selftest {name!r}: did you mean {near!r}?")
   if workdir is not None and os.path.isdir(workdir) and os.listdir(workdir):
     raise errors.UserError(f"--workdir={workdir} is not empty: give another")
+  config_lib.load(config, overrides)  # before anything is started
   with tempfile.TemporaryDirectory(prefix="ssljax-selftest-") as temporary:
     folder = os.path.abspath(workdir or temporary)
     os.makedirs(folder, exist_ok=True)
-    trial = trial_lib.Trial(config or _CONFIG, folder, overrides, seed)
+    trial = trial_lib.Trial(config, folder, overrides, seed)
     done = TESTS[name](trial, kills=kills, flips=flips)
   return {
     "test": name,
     "passed": not trial.failures,
     "failures": trial.failures,
-    "config": config or _CONFIG,
+    "config": config,
     **done,
   }
