@@ -21,7 +21,9 @@ from benchmarks import rows as rows_lib
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _RUNS = os.path.join(os.path.dirname(_HERE), "runs", "recipes")
 _ROWS = os.path.join(_HERE, "recipes.csv")
-_FIELDS = ("key", "method", "encoder", "flags", "steps", "knn", "rankme", "jax")
+_FIELDS = (
+  "key", "method", "encoder", "flags", "steps", "knn", "linear", "rankme", "jax",
+)  # fmt: skip
 _STEPS = 390  # two epochs of them
 _FLAGS = (
   f"--config.steps={_STEPS}",
@@ -47,6 +49,9 @@ def run(method, given):
     *league.flags(path, 0),
     *flags,
   )
+  probed = league.command(
+    "evaluate", f"--workdir={workdir}", "--protocols=linear", "--floors=0"
+  )
   rows = league.logged(workdir)
   last = lambda name: [row[name] for row in rows if name in row][-1]
   row = {
@@ -56,6 +61,7 @@ def run(method, given):
     "flags": shlex.join(given),
     "steps": trained["steps"],
     "knn": round(last("knn"), 4),
+    "linear": round(probed["linear"], 4),
     "rankme": round(last("monitor/rankme"), 1),
     "jax": league.environment(workdir)["jax"],
   }
@@ -66,8 +72,8 @@ def run(method, given):
 def table(rows):
   """Markdown, by method, best first."""
   lines = [
-    "| | the config, with | kNN, held out | RankMe |",
-    "|---|---|---|---|",
+    "| | the config, with | kNN, held out | linear | RankMe |",
+    "|---|---|---|---|---|",
   ]
   for row in sorted(rows, key=lambda r: (r["method"], -float(r["knn"]))):
     now = league.key_of(league.path_of(row["method"]), 0, _FLAGS) == row["key"]
@@ -75,7 +81,7 @@ def table(rows):
     flags = " ".join(f"`{f[9:]}`" for f in shlex.split(row["flags"]))
     lines.append(
       f"| {row['method']} | {flags} | {bold}{row['knn']}{bold} | "
-      f"{row['rankme']} |"
+      f"{row['linear']} | {row['rankme']} |"
     )
   return "\n".join(lines) + "\n"
 
