@@ -22,7 +22,8 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _RUNS = os.path.join(os.path.dirname(_HERE), "runs", "recipes")
 _ROWS = os.path.join(_HERE, "recipes.csv")
 _FIELDS = (
-  "key", "method", "encoder", "flags", "steps", "knn", "linear", "rankme", "jax",
+  "key", "method", "encoder", "flags", "steps", "knn", "linear", "rankme",
+  "jax",
 )  # fmt: skip
 _STEPS = 390  # two epochs of them
 _FLAGS = (
