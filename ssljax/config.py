@@ -209,6 +209,9 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
 
 
 def _literal(text):
+  words = {"true": True, "false": False, "none": None}
+  if text.lower() in words:
+    return words[text.lower()]
   try:
     return ast.literal_eval(text)
   except (SyntaxError, ValueError):
