@@ -6,8 +6,11 @@ gives an option that the file left out.
 """
 
 import ast
+import importlib.machinery
+import importlib.util
 import json
 import os
+import sys
 
 from absl import flags
 from ml_collections import config_dict
@@ -175,13 +178,11 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
   """Reads `--config=path` and the `--config.a.b=value` among `argv`.
 
   Raises:
-    UserError: no such file, an unknown key (the nearest known one is named), or
-      a value of another type.
+    UserError: no such file, one that is no config, an unknown key (the nearest
+      known one is named), or a value of another type.
   """
-  file = path.partition(":")[0]
-  if not os.path.isfile(file):
-    raise errors.UserError(f"no config {file!r}: give a file, as in configs/")
-  known = set(_paths(_parse(path, [])))
+  config = _read(path)
+  known = set(_paths(config))
   overrides, options = [], []
   for override in argv:
     if not override.startswith(("--config.", "--noconfig.")):
@@ -198,7 +199,7 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
         f"unknown key config.{key}: did you mean config.{near}?"
       )
   try:
-    config = _parse(path, overrides)
+    _override(config, overrides)
   except (flags.Error, TypeError, ValueError) as e:
     message = str(e).splitlines()[0]
     raise errors.UserError(f"a wrong value: {message}") from e
@@ -218,17 +219,44 @@ def _literal(text):
     return text
 
 
-def _parse(path, overrides):
+def _read(path):
+  """What the file's `get_config` gives for the variants in `path`.
+
+  absl would wrap the UserError of an unknown variant.
+  """
+  file, colon, arg = path.partition(":")
+  if not os.path.isfile(file):
+    raise errors.UserError(f"no config {file!r}: give a file, as in configs/")
+  loader = importlib.machinery.SourceFileLoader("config_file", file)
+  spec = importlib.util.spec_from_loader(loader.name, loader)
+  module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+  try:
+    loader.exec_module(module)
+  except SyntaxError as e:
+    raise errors.UserError(
+      f"{file} is not Python ({e}): give a config, as in configs/"
+    ) from e
+  get_config = getattr(module, "get_config", None)
+  config = get_config(*[arg] if colon else []) if get_config else None
+  if not isinstance(config, config_dict.ConfigDict):
+    raise errors.UserError(
+      f"{file} has no get_config that returns a ConfigDict: give a config, as "
+      "in configs/"
+    )
+  return config
+
+
+def _override(config, overrides):
   values = flags.FlagValues()
-  argv = ["ssljax", f"--config={path}", *overrides]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  argv = ["ssljax", *overrides]
+  config_flags.DEFINE_config_dict(
+    "config", config, flag_values=values, sys_argv=argv
+  )
   values(argv)
-  return values.config
 
 
 def _paths(config, prefix=""):
-  for key in config:
-    value = config.get_ref(key).get()
+  for key, value in config.items():
     yield prefix + key
     if isinstance(value, config_dict.ConfigDict):
       yield from _paths(value, f"{prefix}{key}.")

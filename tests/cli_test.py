@@ -1,5 +1,7 @@
 """The command line misused: one line that names the mend, and status 2."""
 
+import re
+
 import pytest
 
 from ssljax import cli
@@ -48,3 +50,29 @@ def test_an_option_that_the_file_left_out_is_read(text, value):
 def test_decay_exclude_is_no_single_word(mistake):
   line = mistake("train", "--config.optimizer.decay_exclude=bias")
   assert "give a tuple of patterns, as ('bias',)" in line
+
+
+def test_a_misspelt_variant_is_told(mistake):
+  line = mistake("train", f"--config={QUICK}k")
+  assert "unknown variant 'quickk': choose among fast, quick" in line
+
+
+@pytest.mark.parametrize(
+  "text, says",
+  [
+    ("Not *Python*.\n", r"config\.py is not Python \(invalid syntax"),
+    ("x = 1\n", r"config\.py has no get_config"),
+    ("def get_config(arg=None):\n  pass\n", "returns a ConfigDict"),
+  ],
+)
+def test_a_file_that_is_no_config_is_told(mistake, tmp_path, text, says):
+  (tmp_path / "config.py").write_text(text)
+  line = mistake("train", f"--config={tmp_path / 'config.py'}")
+  assert re.search(says, line), line
+
+
+def test_a_config_with_a_bug_shows_where(tmp_path):
+  path = tmp_path / "config.py"
+  path.write_text("def get_config(arg=None):\n  raise ValueError('a bug')\n")
+  with pytest.raises(ValueError, match="^a bug$"):
+    config_lib.load(str(path), [])
