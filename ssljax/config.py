@@ -262,6 +262,49 @@ def _paths(config, prefix=""):
       yield from _paths(value, f"{prefix}{key}.")
 
 
+# Of these none may be zero, where they are given.
+_POSITIVE = (
+  *("batch_size", "accumulate", "log_every"),
+  *("checkpoint.every_steps", "eval.batch_size", "augment.views"),
+  *("encoder.width", "encoder.dim", "encoder.depth", "encoder.heads"),
+)
+# (height, width) or (least, most).
+_PAIRS = (
+  *("data.size", "augment.size", "augment.area", "augment.ratio"),
+  *("augment.blur_sigma", "augment.local_size", "augment.local_area"),
+)
+
+
+def check(config: config_dict.ConfigDict) -> None:
+  """Raises UserError for a value that would only fail somewhere inside."""
+  if config.nonfinite not in ("stop", "skip"):
+    raise errors.UserError(
+      f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
+    )
+
+  def given(path):
+    section, _, key = path.rpartition(".")
+    return (config[section] if section else config).get(key)
+
+  for path in _POSITIVE:
+    value = given(path)
+    if isinstance(value, int | float) and value <= 0:
+      raise errors.UserError(f"config.{path}={value}: give 1 or more")
+  for path in _PAIRS:
+    value = given(path)
+    if value is not None and not _is_pair(value):
+      raise errors.UserError(
+        f"config.{path}={value}: give two numbers above 0, as '(A, B)'"
+      )
+
+
+def _is_pair(value):
+  try:
+    return len(value) == 2 and min(value) > 0
+  except TypeError:
+    return False
+
+
 def save(config: config_dict.ConfigDict, path: str) -> None:
   with open(path, "w") as f:
     json.dump(to_dict(config), f, indent=2, sort_keys=True)

@@ -411,8 +411,7 @@ def _check(groups, patterns):
   for group in groups:
     if "match" not in group or set(group) - keys:
       raise errors.UserError(
-        f"group {dict(group)}: give match, and lr_mult, lr, weight_decay or "
-        "momentum"
+        f"group {group}: give match, and lr_mult, lr, weight_decay or momentum"
       )
   for pattern in [*patterns, *(group["match"] for group in groups)]:
     try:

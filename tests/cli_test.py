@@ -76,3 +76,36 @@ def test_a_config_with_a_bug_shows_where(tmp_path):
   path.write_text("def get_config(arg=None):\n  raise ValueError('a bug')\n")
   with pytest.raises(ValueError, match="^a bug$"):
     config_lib.load(str(path), [])
+
+
+WRONG = {
+  "batch_size=0": "batch_size=0: give 1 or more",
+  "batch_size=-64": "batch_size=-64: give 1 or more",
+  "accumulate=0": "accumulate=0: give 1 or more",
+  "log_every=0": "log_every=0: give 1 or more",
+  "checkpoint.every_steps=0": "every_steps=0: give 1 or more",
+  "eval.batch_size=0": "eval.batch_size=0: give 1 or more",
+  "augment.views=0": "augment.views=0: give 1 or more",
+  "encoder.width=0": "encoder.width=0: give 1 or more",
+  "data.size=32": "config.data.size=(32,): give two numbers",
+  "augment.size=32": "config.augment.size=32: give two numbers",
+  "augment.area=0.3": "config.augment.area=(0.3,): give two numbers",
+  "augment.local_size=(0,4)": "local_size=(0, 4): give two numbers",
+  "augment.interpolation=nearest": "choose bilinear or bicubic",
+  "method.out_dim=abc": "simclr: out_dim='abc' is not int",
+  "method.hidden_dim=abc": "simclr: hidden_dim='abc' is not int | None",
+  "optimizer.freeze=encoder": "freeze='encoder': give dicts of match and steps",
+  "optimizer.groups=encoder": "group e: give match",
+  "method.name=distillation": "ssljax.methods.distillation has no `make`",
+  "encoder.name=heads": "ssljax.models.heads has no `make`",
+}
+
+
+@pytest.mark.parametrize("flag", WRONG)
+def test_a_wrong_value_is_told(mistake, flag):
+  assert WRONG[flag] in mistake("train", f"--config.{flag}")
+
+
+def test_a_topology_of_no_devices_is_told(mistake):
+  line = mistake("plan", f"--config={QUICK}", "--topology=cpu:0")
+  assert "unknown --topology=cpu:0" in line
