@@ -319,10 +319,19 @@ def restore(path: str) -> config_dict.ConfigDict:
   """Reads a config that `save` wrote.
 
   Keys that `base` has got since then have its default, as in `difference`.
+
+  Raises:
+    UserError: the file is damaged.
   """
-  with open(path) as f:
-    config = json.load(f)
-  known = to_dict(base(config["data"]["modality"]))
+  try:
+    with open(path) as f:
+      config = json.load(f)
+    known = to_dict(base(config["data"]["modality"]))
+  except (ValueError, KeyError, TypeError) as e:
+    raise errors.UserError(
+      f"{path} is damaged ({e!r}): remove it, and `train` with the run's own "
+      "config writes it again"
+    ) from e
   return config_dict.ConfigDict(_with_defaults(config, known)).lock()
 
 

@@ -109,3 +109,11 @@ def test_a_wrong_value_is_told(mistake, flag):
 def test_a_topology_of_no_devices_is_told(mistake):
   line = mistake("plan", f"--config={QUICK}", "--topology=cpu:0")
   assert "unknown --topology=cpu:0" in line
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": 0,', "[]", '{"seed": 0}'])
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_a_damaged_config_of_a_run_is_told(mistake, tmp_path, command, text):
+  (tmp_path / "config.json").write_text(text)
+  line = mistake(command, f"--workdir={tmp_path}")
+  assert f"{tmp_path / 'config.json'} is damaged" in line
