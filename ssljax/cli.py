@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import sys
 
 from absl import flags
 from absl import logging
 
+import ssljax
 from ssljax import errors
 
 _USAGE = """\
-usage: ssljax <command> [flags]
+usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
 
   prepare NAME [--data_dir=D]           build a dataset where it is missing
           [--tokenizer=bert|roberta|gpt --vocab=N]
@@ -52,8 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:]
   set_up()
   try:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-      print(_USAGE, end="")
+    if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
+      print(_usage(argv), end="")
+      return 0
+    if argv[0] == "--version":
+      print(f"ssljax {ssljax.__version__}")
       return 0
     figures = _command(argv[0])(argv[1:])
   except errors.UserError as e:
@@ -90,6 +95,16 @@ def set_up() -> None:
 def _end(error, status):
   print(f"ssljax: {error}", file=sys.stderr, flush=True)
   return status
+
+
+def _usage(argv):
+  """The usage of the command in `argv`, or of all."""
+  names = [a for a in argv if a not in ("help", "-h", "--help")]
+  if not names:
+    return _USAGE
+  _command(names[0])
+  part = re.search(rf"(?ms)^  {names[0]} .*?(?=^  \S|^$)", _USAGE)[0]
+  return f"usage: ssljax {part.lstrip()}"
 
 
 def _command(name):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import ssljax
 from ssljax import cli
 from ssljax import config as config_lib
 
@@ -117,3 +118,29 @@ def test_a_damaged_config_of_a_run_is_told(mistake, tmp_path, command, text):
   (tmp_path / "config.json").write_text(text)
   line = mistake(command, f"--workdir={tmp_path}")
   assert f"{tmp_path / 'config.json'} is damaged" in line
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_each_command_tells_its_usage(capsys, command):
+  said = set()
+  for argv in (
+    [command, "--help"],
+    [command, "--workdir=W", "-h"],
+    ["--help", command],
+    ["help", command],
+  ):
+    assert cli.main(argv) == 0
+    said.add(capsys.readouterr().out)
+  (usage,) = said
+  assert usage.startswith(f"usage: ssljax {command} ")
+  others = [c for c in cli._COMMANDS if c != command]
+  assert not any(re.search(rf"^  {c} ", usage, re.M) for c in others)
+  assert "Exit status" not in usage
+
+
+def test_help_and_version(capsys, mistake):
+  assert cli.main(["--help"]) == 0
+  assert "\n  train " in capsys.readouterr().out
+  assert cli.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"ssljax {ssljax.__version__}\n"
+  assert "unknown command 'trian'" in mistake("trian", "--help")
