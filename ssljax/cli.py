@@ -115,7 +115,9 @@ def _command(name):
 
 
 def _prepare(argv):
-  values, names = _parse(argv, data_dir=None, tokenizer=None, vocab=None)
+  values, names = _parse(
+    argv, positional=True, data_dir=None, tokenizer=None, vocab=None
+  )
   if len(names) != 1:
     raise errors.UserError("name one dataset, as in: ssljax prepare NAME")
   from ssljax.data import prepare
@@ -276,7 +278,9 @@ def _export(argv):
 
 
 def _report(argv):
-  values, more = _parse(argv, needs=("workdir",), workdir=[], out=None)
+  values, more = _parse(
+    argv, needs=("workdir",), positional=True, workdir=[], out=None
+  )
   from ssljax import report
 
   return report.report([*values["workdir"], *more], values["out"])
@@ -294,7 +298,13 @@ def _replay(argv):
 def _selftest(argv):
   own = [a for a in argv if not a.startswith(("--config.", "--noconfig."))]
   values, names = _parse(
-    own, config=None, workdir=None, seed="0", kills="5", flips="20"
+    own,
+    positional=True,
+    config=None,
+    workdir=None,
+    seed="0",
+    kills="5",
+    flips="20",
   )
   if len(names) != 1:
     raise errors.UserError("name one test, as in: ssljax selftest resume")
@@ -361,14 +371,15 @@ def _number(values, name, kind, least=0):
   return number
 
 
-def _parse(argv, needs=(), **defaults):
+def _parse(argv, needs=(), positional=False, **defaults):
   """Returns ({flag: value}, positional arguments).
 
   A flag whose default is a list may be given several times; one whose default
   is False takes no value.
 
   Raises:
-    UserError: an unknown flag, or one of `needs` is missing.
+    UserError: an unknown flag, positional arguments where there are to be none,
+      or one of `needs` is missing.
   """
   values = flags.FlagValues()
   for name, default in defaults.items():
@@ -383,6 +394,11 @@ def _parse(argv, needs=(), **defaults):
     raise errors.UserError(
       str(e).replace("FATAL Flags parsing error: ", "")
     ) from e
+  if rest and not positional:
+    raise errors.UserError(
+      f"unexpected {rest[0]!r}: flags begin with --, and a config's with "
+      "--config."
+    )
   for name in needs:
     if values[name].value in (None, []):
       raise errors.UserError(f"--{name}=... is missing")

@@ -144,3 +144,23 @@ def test_help_and_version(capsys, mistake):
   assert cli.main(["--version"]) == 0
   assert capsys.readouterr().out == f"ssljax {ssljax.__version__}\n"
   assert "unknown command 'trian'" in mistake("trian", "--help")
+
+
+@pytest.mark.parametrize(
+  "argv",
+  [
+    ["train", "steps=5"],
+    ["train", "--config.steps", "5"],
+    ["evaluate", "--workdir=W", "knn"],
+    ["plan", f"--config={QUICK}", "--topology=cpu:1", "largest"],
+    ["import", "steps=5"],
+  ],
+)
+def test_arguments_without_dashes_are_refused(mistake, argv):
+  assert f"unexpected {argv[-1]!r}: flags begin with --" in mistake(*argv)
+
+
+def test_arguments_without_dashes_are_names_where_meant(mistake, tmp_path):
+  assert "did you mean 'resume'" in mistake("selftest", "resum")
+  runs = [f"--workdir={tmp_path / 'one'}", str(tmp_path / "two")]
+  assert "no run in" in mistake("report", *runs)
