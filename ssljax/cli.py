@@ -109,8 +109,8 @@ def _usage(argv):
 
 def _command(name):
   if name not in _COMMANDS:
-    near = errors.nearest(name, _COMMANDS)
-    raise errors.UserError(f"unknown command {name!r}: did you mean {near!r}?")
+    hint = errors.hint(name, _COMMANDS)
+    raise errors.UserError(f"unknown command {name!r}{hint}")
   return _COMMANDS[name]
 
 

@@ -178,8 +178,8 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
   """Reads `--config=path` and the `--config.a.b=value` among `argv`.
 
   Raises:
-    UserError: no such file, one that is no config, an unknown key (the nearest
-      known one is named), or a value of another type.
+    UserError: no such file, one that is no config, an unknown key (one that
+      is near is named), a section as a whole, or a value of another type.
   """
   config = _read(path)
   known = set(_paths(config))
@@ -189,15 +189,14 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
       continue
     key, _, value = override.split(".", 1)[1].partition("=")
     section, _, option = key.partition(".")
+    if inside := sorted(k for k in known if k.startswith(f"{key}.")):
+      _refuse_a_word(key, value, inside)
     if key in known:
       overrides.append(override)
     elif section in _NAMED and option.isidentifier() and value:
       options.append((section, option, value))
     else:
-      near = errors.nearest(key, known)
-      raise errors.UserError(
-        f"unknown key config.{key}: did you mean config.{near}?"
-      )
+      raise errors.UserError(f"unknown key config.{key}{_hint(key, known)}")
   try:
     _override(config, overrides)
   except (flags.Error, TypeError, ValueError) as e:
@@ -207,6 +206,28 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
     for section, option, value in options:
       config[section][option] = _literal(value)
   return config
+
+
+def _hint(key, known):
+  """As `errors.hint`: of the keys beside an unknown one, or of all."""
+  section, dot, name = key.rpartition(".")
+  beside = sorted(k for k in known if k.rpartition(".")[0] == section)
+  near = errors.nearest(name, [k.rpartition(".")[2] for k in beside])
+  near = near and section + dot + near
+  if not section or not beside:
+    near = near or errors.nearest(key, known)
+  if near:
+    return f": did you mean config.{near}?"
+  return f": choose among {', '.join(beside)}" if beside else ""
+
+
+def _refuse_a_word(section, value, inside):
+  """A section takes a dict; its keys are better given by themselves."""
+  if isinstance(_literal(value), dict):
+    return
+  named = f"{section}.name" in inside
+  mend = f"{section}.name={value}" if named else f"{inside[0]}=..."
+  raise errors.UserError(f"config.{section} is a section: give --config.{mend}")
 
 
 def _literal(text):

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import math
 import os
+import pkgutil
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -421,11 +422,37 @@ def module(package: str, name: str):
     found = importlib.import_module(path)
   except ModuleNotFoundError as e:
     if e.name and path.startswith(e.name):
-      raise errors.UserError(f"no module {path} for the name {name!r}") from e
+      hint = ": Python does not find it from here"
+      if path != name:
+        hint = errors.hint(name, _names(package))
+      raise errors.UserError(
+        f"no module {path} for the name {name!r}{hint}"
+      ) from e
     raise
   if not hasattr(found, "make"):
-    raise errors.UserError(f"{path} has no `make`: {name!r} is part of others")
+    mend = "give it one"
+    if path != name:
+      mend = f"choose among {', '.join(_names(package))}"
+    raise errors.UserError(f"{path} has no `make`: {mend}")
   return found
+
+
+def _names(package):
+  """The modules of a package whose `make` needs no more than an encoder."""
+  folder = importlib.import_module(package).__path__
+  names = []
+  for part in pkgutil.iter_modules(folder):
+    made = importlib.import_module(f"{package}.{part.name}")
+    if hasattr(made, "make") and _needs(made.make) <= 1:
+      names.append(part.name)
+  return names
+
+
+def _needs(function):
+  """How many positional arguments it has without a default."""
+  parameters = inspect.signature(function).parameters.values()
+  kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+  return sum((p.kind, p.default) == kinds for p in parameters)
 
 
 def _make(package, config, *args, **known):

@@ -7,6 +7,8 @@ import pytest
 import ssljax
 from ssljax import cli
 from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import run as run_lib
 
 QUICK = "configs/simclr_resnet18_fashion_mnist.py:quick"
 
@@ -164,3 +166,47 @@ def test_arguments_without_dashes_are_names_where_meant(mistake, tmp_path):
   assert "did you mean 'resume'" in mistake("selftest", "resum")
   runs = [f"--workdir={tmp_path / 'one'}", str(tmp_path / "two")]
   assert "no run in" in mistake("report", *runs)
+
+
+def test_hints_name_what_is_near_or_what_there_is():
+  near = errors.hint("SIMCLRR", ["byol", "simclr"])
+  assert near == ": did you mean 'simclr'?"
+  assert errors.hint("temperature", ["ema"]) == ": choose among ema"
+  assert errors.hint("x", [f"option{i}" for i in range(99)]) == ""
+  with pytest.raises(errors.UserError, match="byol has no 'temp': choose amo"):
+    errors.refuse_unknown("byol", ["temp"], ["ema"])
+
+
+@pytest.mark.parametrize(
+  "flag, says",
+  [
+    ("method.name=simclrr", "'simclrr': did you mean 'simclr'?"),
+    ("method.name=SimCLR", "'SimCLR': did you mean 'simclr'?"),
+    ("encoder.name=ResNet", "'ResNet': did you mean 'resnet'?"),
+    ("encoder.name=zzz", "'zzz': choose among bert, gpt, resnet, vit"),
+    ("encoder.name=lab.zzz", "'lab.zzz': Python does not find it from here"),
+    ("encoder.name=norm", "no `make`: choose among bert, gpt, resnet, vit"),
+    ("method=mae", "method is a section: give --config.method.name=mae"),
+    ("eval=no", "eval is a section: give --config.eval.batch_size=..."),
+    ("eval.zzz=1", "unknown key config.eval.zzz: choose among eval.batch_size"),
+    ("zzz=1", "unknown key config.zzz: choose among accumulate, augment"),
+    ("eval.lasst=1", "unknown key config.eval.lasst: did you mean config.ev"),
+    ("temperature=1", "did you mean config.method.temperature?"),
+    ("monitr.examples=1", "did you mean config.monitor.examples?"),
+    ("Batch_Size=1", "did you mean config.batch_size?"),
+  ],
+)
+def test_a_wrong_name_is_told_with_what_is_near(mistake, flag, says):
+  assert says in mistake("train", f"--config.{flag}")
+
+
+def test_a_section_may_be_a_dict():
+  flag = "--config.monitor={'every_steps': 0}"
+  monitor = config_lib.load(QUICK, [flag]).monitor
+  assert monitor.every_steps == 0
+
+
+def test_what_a_config_can_name_is_listed():
+  methods = run_lib._names("ssljax.methods")
+  assert {"simclr", "mae", "bert", "gpt"} <= set(methods)
+  assert not {"joint_embedding", "distillation"} & set(methods)

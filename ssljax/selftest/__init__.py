@@ -58,8 +58,8 @@ def selftest(
     UserError: no such test, or `workdir` is not empty.
   """
   if name not in TESTS:
-    near = errors.nearest(name, TESTS)
-    raise errors.UserError(f"unknown selftest {name!r}: did you mean {near!r}?")
+    hint = errors.hint(name, TESTS)
+    raise errors.UserError(f"unknown selftest {name!r}{hint}")
   if workdir is not None and os.path.isdir(workdir) and os.listdir(workdir):
     raise errors.UserError(f"--workdir={workdir} is not empty: give another")
   with tempfile.TemporaryDirectory(prefix="ssljax-selftest-") as temporary:
