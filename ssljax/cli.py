@@ -53,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     use_huge_pages()
     argv = sys.argv[1:]
   set_up()
+  # As `python -m ssljax` has it: a config may name a module of the user's own.
+  if sys.path[:1] != [here := os.getcwd()]:
+    sys.path.insert(0, here)
   try:
     if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
       print(_usage(argv), end="")

@@ -1,6 +1,8 @@
 """The command line misused: one line that names the mend, and status 2."""
 
+import os
 import re
+import sys
 
 import pytest
 
@@ -10,7 +12,8 @@ from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import run as run_lib
 
-QUICK = "configs/simclr_resnet18_fashion_mnist.py:quick"
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+QUICK = f"{ROOT}/configs/simclr_resnet18_fashion_mnist.py:quick"
 
 
 @pytest.fixture
@@ -210,3 +213,17 @@ def test_what_a_config_can_name_is_listed():
   methods = run_lib._names("ssljax.methods")
   assert {"simclr", "mae", "bert", "gpt"} <= set(methods)
   assert not {"joint_embedding", "distillation"} & set(methods)
+
+
+def test_modules_of_the_current_folder_are_found(
+  mistake, tmp_path, monkeypatch
+):
+  (tmp_path / "our_lab").mkdir()
+  (tmp_path / "our_lab" / "vicreg.py").write_text("")
+  elsewhere = [p for p in sys.path if p not in ("", str(tmp_path))]
+  monkeypatch.setattr(sys, "path", list(elsewhere))
+  monkeypatch.chdir(tmp_path)
+  for _ in range(2):
+    line = mistake("train", "--config.method.name=our_lab.vicreg")
+    assert "our_lab.vicreg has no `make`: give it one" in line
+  assert sys.path == [str(tmp_path), *elsewhere]
