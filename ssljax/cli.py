@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import sys
 
 from absl import flags
 from absl import logging
 
+import ssljax
 from ssljax import errors
 
 _USAGE = """\
-usage: ssljax <command> [flags]
+usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
 
   prepare NAME [--data_dir=D]           build a dataset where it is missing
           [--tokenizer=bert|roberta|gpt --vocab=N]
@@ -51,9 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     use_huge_pages()
     argv = sys.argv[1:]
   set_up()
+  # As `python -m ssljax` has it: a config may name a module of the user's own.
+  if sys.path[:1] != [here := os.getcwd()]:
+    sys.path.insert(0, here)
   try:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-      print(_USAGE, end="")
+    if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
+      print(_usage(argv), end="")
+      return 0
+    if argv[0] == "--version":
+      print(f"ssljax {ssljax.__version__}")
       return 0
     figures = _command(argv[0])(argv[1:])
   except errors.UserError as e:
@@ -92,15 +100,27 @@ def _end(error, status):
   return status
 
 
+def _usage(argv):
+  """The usage of the command in `argv`, or of all."""
+  names = [a for a in argv if a not in ("help", "-h", "--help")]
+  if not names:
+    return _USAGE
+  _command(names[0])
+  part = re.search(rf"(?ms)^  {names[0]} .*?(?=^  \S|^$)", _USAGE)[0]
+  return f"usage: ssljax {part.lstrip()}"
+
+
 def _command(name):
   if name not in _COMMANDS:
-    near = errors.nearest(name, _COMMANDS)
-    raise errors.UserError(f"unknown command {name!r}: did you mean {near!r}?")
+    hint = errors.hint(name, _COMMANDS)
+    raise errors.UserError(f"unknown command {name!r}{hint}")
   return _COMMANDS[name]
 
 
 def _prepare(argv):
-  values, names = _parse(argv, data_dir=None, tokenizer=None, vocab=None)
+  values, names = _parse(
+    argv, positional=True, data_dir=None, tokenizer=None, vocab=None
+  )
   if len(names) != 1:
     raise errors.UserError("name one dataset, as in: ssljax prepare NAME")
   from ssljax.data import prepare
@@ -261,7 +281,9 @@ def _export(argv):
 
 
 def _report(argv):
-  values, more = _parse(argv, needs=("workdir",), workdir=[], out=None)
+  values, more = _parse(
+    argv, needs=("workdir",), positional=True, workdir=[], out=None
+  )
   from ssljax import report
 
   return report.report([*values["workdir"], *more], values["out"])
@@ -279,7 +301,13 @@ def _replay(argv):
 def _selftest(argv):
   own = [a for a in argv if not a.startswith(("--config.", "--noconfig."))]
   values, names = _parse(
-    own, config=None, workdir=None, seed="0", kills="5", flips="20"
+    own,
+    positional=True,
+    config=None,
+    workdir=None,
+    seed="0",
+    kills="5",
+    flips="20",
   )
   if len(names) != 1:
     raise errors.UserError("name one test, as in: ssljax selftest resume")
@@ -346,14 +374,15 @@ def _number(values, name, kind, least=0):
   return number
 
 
-def _parse(argv, needs=(), **defaults):
+def _parse(argv, needs=(), positional=False, **defaults):
   """Returns ({flag: value}, positional arguments).
 
   A flag whose default is a list may be given several times; one whose default
   is False takes no value.
 
   Raises:
-    UserError: an unknown flag, or one of `needs` is missing.
+    UserError: an unknown flag, positional arguments where there are to be none,
+      or one of `needs` is missing.
   """
   values = flags.FlagValues()
   for name, default in defaults.items():
@@ -368,6 +397,11 @@ def _parse(argv, needs=(), **defaults):
     raise errors.UserError(
       str(e).replace("FATAL Flags parsing error: ", "")
     ) from e
+  if rest and not positional:
+    raise errors.UserError(
+      f"unexpected {rest[0]!r}: flags begin with --, and a config's with "
+      "--config."
+    )
   for name in needs:
     if values[name].value in (None, []):
       raise errors.UserError(f"--{name}=... is missing")

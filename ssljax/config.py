@@ -6,8 +6,11 @@ gives an option that the file left out.
 """
 
 import ast
+import importlib.machinery
+import importlib.util
 import json
 import os
+import sys
 
 from absl import flags
 from ml_collections import config_dict
@@ -175,30 +178,27 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
   """Reads `--config=path` and the `--config.a.b=value` among `argv`.
 
   Raises:
-    UserError: no such file, an unknown key (the nearest known one is named), or
-      a value of another type.
+    UserError: no such file, one that is no config, an unknown key (one that
+      is near is named), a section as a whole, or a value of another type.
   """
-  file = path.partition(":")[0]
-  if not os.path.isfile(file):
-    raise errors.UserError(f"no config {file!r}: give a file, as in configs/")
-  known = set(_paths(_parse(path, [])))
+  config = _read(path)
+  known = set(_paths(config))
   overrides, options = [], []
   for override in argv:
     if not override.startswith(("--config.", "--noconfig.")):
       continue
     key, _, value = override.split(".", 1)[1].partition("=")
     section, _, option = key.partition(".")
+    if inside := sorted(k for k in known if k.startswith(f"{key}.")):
+      _refuse_a_word(key, value, inside)
     if key in known:
       overrides.append(override)
     elif section in _NAMED and option.isidentifier() and value:
       options.append((section, option, value))
     else:
-      near = errors.nearest(key, known)
-      raise errors.UserError(
-        f"unknown key config.{key}: did you mean config.{near}?"
-      )
+      raise errors.UserError(f"unknown key config.{key}{_hint(key, known)}")
   try:
-    config = _parse(path, overrides)
+    _override(config, overrides)
   except (flags.Error, TypeError, ValueError) as e:
     message = str(e).splitlines()[0]
     raise errors.UserError(f"a wrong value: {message}") from e
@@ -208,27 +208,122 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
   return config
 
 
+def _hint(key, known):
+  """As `errors.hint`: of the keys beside an unknown one, or of all."""
+  section, dot, name = key.rpartition(".")
+  beside = sorted(k for k in known if k.rpartition(".")[0] == section)
+  near = errors.nearest(name, [k.rpartition(".")[2] for k in beside])
+  near = near and section + dot + near
+  if not section or not beside:
+    near = near or errors.nearest(key, known)
+  if near:
+    return f": did you mean config.{near}?"
+  return f": choose among {', '.join(beside)}" if beside else ""
+
+
+def _refuse_a_word(section, value, inside):
+  """A section takes a dict; its keys are better given by themselves."""
+  if isinstance(_literal(value), dict):
+    return
+  named = f"{section}.name" in inside
+  mend = f"{section}.name={value}" if named else f"{inside[0]}=..."
+  raise errors.UserError(f"config.{section} is a section: give --config.{mend}")
+
+
 def _literal(text):
+  words = {"true": True, "false": False, "none": None}
+  if text.lower() in words:
+    return words[text.lower()]
   try:
     return ast.literal_eval(text)
   except (SyntaxError, ValueError):
     return text
 
 
-def _parse(path, overrides):
+def _read(path):
+  """What the file's `get_config` gives for the variants in `path`.
+
+  absl would wrap the UserError of an unknown variant.
+  """
+  file, colon, arg = path.partition(":")
+  if not os.path.isfile(file):
+    raise errors.UserError(f"no config {file!r}: give a file, as in configs/")
+  loader = importlib.machinery.SourceFileLoader("config_file", file)
+  spec = importlib.util.spec_from_loader(loader.name, loader)
+  module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+  try:
+    loader.exec_module(module)
+  except SyntaxError as e:
+    raise errors.UserError(
+      f"{file} is not Python ({e}): give a config, as in configs/"
+    ) from e
+  get_config = getattr(module, "get_config", None)
+  config = get_config(*[arg] if colon else []) if get_config else None
+  if not isinstance(config, config_dict.ConfigDict):
+    raise errors.UserError(
+      f"{file} has no get_config that returns a ConfigDict: give a config, as "
+      "in configs/"
+    )
+  return config
+
+
+def _override(config, overrides):
   values = flags.FlagValues()
-  argv = ["ssljax", f"--config={path}", *overrides]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  argv = ["ssljax", *overrides]
+  config_flags.DEFINE_config_dict(
+    "config", config, flag_values=values, sys_argv=argv
+  )
   values(argv)
-  return values.config
 
 
 def _paths(config, prefix=""):
-  for key in config:
-    value = config.get_ref(key).get()
+  for key, value in config.items():
     yield prefix + key
     if isinstance(value, config_dict.ConfigDict):
       yield from _paths(value, f"{prefix}{key}.")
+
+
+# Of these none may be zero, where they are given.
+_POSITIVE = (
+  *("batch_size", "accumulate", "log_every"),
+  *("checkpoint.every_steps", "eval.batch_size", "augment.views"),
+  *("encoder.width", "encoder.dim", "encoder.depth", "encoder.heads"),
+)
+# (height, width) or (least, most).
+_PAIRS = (
+  *("data.size", "augment.size", "augment.area", "augment.ratio"),
+  *("augment.blur_sigma", "augment.local_size", "augment.local_area"),
+)
+
+
+def check(config: config_dict.ConfigDict) -> None:
+  """Raises UserError for a value that would only fail somewhere inside."""
+  if config.nonfinite not in ("stop", "skip"):
+    raise errors.UserError(
+      f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
+    )
+
+  def given(path):
+    section, _, key = path.rpartition(".")
+    return (config[section] if section else config).get(key)
+
+  for path in _POSITIVE:
+    value = given(path)
+    if isinstance(value, int | float) and value <= 0:
+      raise errors.UserError(f"config.{path}={value}: give 1 or more")
+  for path in _PAIRS:
+    value = given(path)
+    if value is not None and not _is_pair(value):
+      raise errors.UserError(
+        f"config.{path}={value}: give two numbers above 0, as '(A, B)'"
+      )
+
+
+def _is_pair(value):
+  try:
+    return len(value) == 2 and min(value) > 0
+  except TypeError:
+    return False
 
 
 def save(config: config_dict.ConfigDict, path: str) -> None:
@@ -245,10 +340,19 @@ def restore(path: str) -> config_dict.ConfigDict:
   """Reads a config that `save` wrote.
 
   Keys that `base` has got since then have its default, as in `difference`.
+
+  Raises:
+    UserError: the file is damaged.
   """
-  with open(path) as f:
-    config = json.load(f)
-  known = to_dict(base(config["data"]["modality"]))
+  try:
+    with open(path) as f:
+      config = json.load(f)
+    known = to_dict(base(config["data"]["modality"]))
+  except (ValueError, KeyError, TypeError) as e:
+    raise errors.UserError(
+      f"{path} is damaged ({e!r}): remove it, and `train` with the run's own "
+      "config writes it again"
+    ) from e
   return config_dict.ConfigDict(_with_defaults(config, known)).lock()
 
 

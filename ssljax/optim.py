@@ -62,9 +62,9 @@ def make(
       which the first moment is kept between steps.
 
   Raises:
-    UserError: an unknown optimiser, an option that it does not have, or a
-      pattern that is not one; in `init`, one of `groups` or `freeze` that no
-      parameter matches.
+    UserError: an unknown optimiser, an option that it does not have, a pattern
+      that is not one, or a word for the tuple of them; in `init`, one of
+      `groups` or `freeze` that no parameter matches.
   """
   makers = dict(
     sgd=sgd, adam=adam, adamw=adamw, lamb=lamb, lars=lars, larc=larc
@@ -72,6 +72,11 @@ def make(
   if name not in makers:
     raise errors.UserError(
       f"unknown optimizer {name!r}: choose among {', '.join(makers)}"
+    )
+  if isinstance(decay_exclude, str):  # whose letters would be the patterns
+    raise errors.UserError(
+      f"optimizer.decay_exclude={decay_exclude!r}: give a tuple of patterns, "
+      f"as {(decay_exclude,)}"
     )
   _check(groups, (*decay_exclude, *(part.get("match") for part in freeze)))
   excluded = lambda path, w: _matches(decay_exclude, path, w)
@@ -406,8 +411,7 @@ def _check(groups, patterns):
   for group in groups:
     if "match" not in group or set(group) - keys:
       raise errors.UserError(
-        f"group {dict(group)}: give match, and lr_mult, lr, weight_decay or "
-        "momentum"
+        f"group {group}: give match, and lr_mult, lr, weight_decay or momentum"
       )
   for pattern in [*patterns, *(group["match"] for group in groups)]:
     try:

@@ -9,6 +9,8 @@ import importlib
 import inspect
 import math
 import os
+import pkgutil
+import typing
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -73,10 +75,7 @@ def build(config, *, source=None, devices=None) -> Run:
   Raises:
     UserError: a name, value or shape is wrong.
   """
-  if config.nonfinite not in ("stop", "skip"):
-    raise errors.UserError(
-      f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
-    )
+  config_lib.check(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
   check_batch(config, mesh)
   if source is None:
@@ -188,9 +187,13 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
     num_examples=num_examples,
     total_steps=total_steps,
   )
-  options["freeze"] = tuple(
-    _in_steps(part, **known) for part in options.get("freeze", ())
-  )
+  freeze = options.get("freeze", ())
+  if any(isinstance(part, str) for part in freeze):
+    raise errors.UserError(
+      f"config.optimizer.freeze={freeze!r}: give dicts of match and steps, as "
+      "in ({'match': 'encoder', 'steps': 100},)"
+    )
+  options["freeze"] = tuple(_in_steps(part, **known) for part in freeze)
   name = options.pop("name")
   tx = _call(
     optim.make, config.optimizer, name=name, learning_rate=rate, **options
@@ -420,11 +423,40 @@ def module(package: str, name: str):
   """The module of a name in a config."""
   path = name if "." in name else f"{package}.{name}"
   try:
-    return importlib.import_module(path)
+    found = importlib.import_module(path)
   except ModuleNotFoundError as e:
     if e.name and path.startswith(e.name):
-      raise errors.UserError(f"no module {path} for the name {name!r}") from e
+      hint = ": Python does not find it from here"
+      if path != name:
+        hint = errors.hint(name, _names(package))
+      raise errors.UserError(
+        f"no module {path} for the name {name!r}{hint}"
+      ) from e
     raise
+  if not hasattr(found, "make"):
+    mend = "give it one"
+    if path != name:
+      mend = f"choose among {', '.join(_names(package))}"
+    raise errors.UserError(f"{path} has no `make`: {mend}")
+  return found
+
+
+def _names(package):
+  """The modules of a package whose `make` needs no more than an encoder."""
+  folder = importlib.import_module(package).__path__
+  names = []
+  for part in pkgutil.iter_modules(folder):
+    made = importlib.import_module(f"{package}.{part.name}")
+    if hasattr(made, "make") and _needs(made.make) <= 1:
+      names.append(part.name)
+  return names
+
+
+def _needs(function):
+  """How many positional arguments it has without a default."""
+  parameters = inspect.signature(function).parameters.values()
+  kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+  return sum((p.kind, p.default) == kinds for p in parameters)
 
 
 def _make(package, config, *args, **known):
@@ -440,8 +472,21 @@ def _call(function, config, *args, **options):
   if len(named) == len(signature.parameters):
     known = [p.name for p in named if p.kind == p.KEYWORD_ONLY]
     errors.refuse_unknown(config.get("name"), options, known)
+  for p in named:
+    value = options.get(p.name)
+    if isinstance(value, str) and _is_of_numbers(p.annotation):
+      kind = inspect.formatannotation(p.annotation)
+      raise errors.UserError(
+        f"{config.get('name')}: {p.name}={value!r} is not {kind}"
+      )
   try:
     signature.bind(*args, **options)
   except TypeError as e:
     raise errors.UserError(f"{config.get('name')}: {e}") from e
   return function(*args, **options)
+
+
+def _is_of_numbers(annotation):
+  """Whether it says int, float or bool, alone or in a union or a tuple."""
+  kinds = typing.get_args(annotation) or (annotation,)
+  return str not in kinds and any(k in (int, float, bool) for k in kinds)

@@ -43,7 +43,7 @@ def make(name: str, *, size, **overrides) -> Callable:
     **overrides: keys of the preset.
 
   Raises:
-    UserError: an unknown preset or key; the nearest is named.
+    UserError: an unknown preset or key; one that is near is named.
   """
   if name not in PRESETS:
     raise errors.UserError(

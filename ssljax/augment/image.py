@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssljax import errors
+
 # ITU-R 601, as torchvision's rgb_to_grayscale.
 _LUMA = (0.2989, 0.587, 0.114)
 
@@ -82,7 +84,9 @@ def resize_matrix(n, out, start, length, interpolation="bilinear"):
   """
   filters = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0)}
   if interpolation not in filters:
-    raise ValueError(f"interpolation={interpolation!r}: bilinear or bicubic")
+    raise errors.UserError(
+      f"interpolation={interpolation!r}: choose bilinear or bicubic"
+    )
   filter_fn, support = filters[interpolation]
   start, length = start[:, None, None], length[:, None, None]  # [b 1 1]
   scale = length / out

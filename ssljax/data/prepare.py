@@ -84,7 +84,7 @@ def find_builder(name: str, data_dir: str | None = None):
   """The TFDS builder of a name.
 
   Raises:
-    UserError: TFDS does not know it; the nearest name is given.
+    UserError: TFDS does not know it; a name that is near is given.
   """
   if name == "wordnet":  # TFDS' own of that name is a graph, with configs
     name = "wordnet_glosses"
@@ -94,10 +94,9 @@ def find_builder(name: str, data_dir: str | None = None):
   root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
   prepared = base and os.path.isdir(os.path.join(root, base))
   if base not in known and not prepared:
-    near = errors.nearest(base, known)
+    hint = errors.hint(base, known) or ": give a TFDS name."
     raise errors.UserError(
-      f"no dataset {name!r}: did you mean {near!r}? Images in a folder are "
-      "folder:PATH"
+      f"no dataset {name!r}{hint} Images in a folder are folder:PATH"
     )
   if config and not prepared:
     configs = tfds.builder_cls(base).builder_configs

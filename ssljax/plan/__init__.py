@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 
 from ssljax import checkpoint
+from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import run as run_lib
@@ -65,6 +66,7 @@ def plan(
       f"mfu={mfu} and effort={effort}: give an mfu in (0, 1], and an effort "
       "from -1 to 1"
     )
+  config_lib.check(config)
   places = {name: hardware.devices(name) for name in topologies}
   encoder = run_lib.make_encoder(config)
   source = source_lib.of(config, encoder, examples, classes)

@@ -47,7 +47,7 @@ def devices(topology: str) -> tuple[list, Chip | None]:
     UserError: there is no such topology here.
   """
   kind, _, shape = topology.partition(":")
-  if kind == "cpu" and shape.isdigit():
+  if kind == "cpu" and shape.isdigit() and int(shape):
     return _cpu(int(shape)), None
   if kind == "cuda" and not shape:
     try:

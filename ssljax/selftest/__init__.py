@@ -63,8 +63,8 @@ def selftest(
   """
   config = config or _CONFIG
   if name not in TESTS:
-    near = errors.nearest(name, TESTS)
-    raise errors.UserError(f"unknown selftest {name!r}: did you mean {near!r}?")
+    hint = errors.hint(name, TESTS)
+    raise errors.UserError(f"unknown selftest {name!r}{hint}")
   if workdir is not None and os.path.isdir(workdir) and os.listdir(workdir):
     raise errors.UserError(f"--workdir={workdir} is not empty: give another")
   config_lib.load(config, overrides)  # before anything is started

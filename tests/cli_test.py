@@ -1,0 +1,229 @@
+"""The command line misused: one line that names the mend, and status 2."""
+
+import os
+import re
+import sys
+
+import pytest
+
+import ssljax
+from ssljax import cli
+from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import run as run_lib
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+QUICK = f"{ROOT}/configs/simclr_resnet18_fashion_mnist.py:quick"
+
+
+@pytest.fixture
+def mistake(capsys, tmp_path):
+  """`mistake(*argv) -> the one line on stderr`; `train` has what it needs."""
+
+  def run(*argv):
+    if argv[0] == "train":
+      more = {"config": QUICK, "workdir": tmp_path / "run"}
+      given = [a.partition("=")[0] for a in argv]
+      missing = [k for k in more if f"--{k}" not in given]
+      argv = [*argv, *(f"--{k}={more[k]}" for k in missing)]
+    assert cli.main(list(argv)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [x for x in lines if x.startswith("ssljax: ")]
+    return line
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "text, value",
+  [
+    ("false", False),
+    ("True", True),
+    ("TRUE", True),
+    ("none", None),
+    ("None", None),
+    ("0.5", 0.5),
+    ("(1, 2)", (1, 2)),
+    ("falsey", "falsey"),
+  ],
+)
+def test_an_option_that_the_file_left_out_is_read(text, value):
+  flag = f"--config.optimizer.nesterov={text}"
+  found = config_lib.load(QUICK, [flag]).optimizer.nesterov
+  assert found == value and type(found) is type(value)
+
+
+def test_decay_exclude_is_no_single_word(mistake):
+  line = mistake("train", "--config.optimizer.decay_exclude=bias")
+  assert "give a tuple of patterns, as ('bias',)" in line
+
+
+def test_a_misspelt_variant_is_told(mistake):
+  line = mistake("train", f"--config={QUICK}k")
+  assert "unknown variant 'quickk': choose among fast, quick" in line
+
+
+@pytest.mark.parametrize(
+  "text, says",
+  [
+    ("Not *Python*.\n", r"config\.py is not Python \(invalid syntax"),
+    ("x = 1\n", r"config\.py has no get_config"),
+    ("def get_config(arg=None):\n  pass\n", "returns a ConfigDict"),
+  ],
+)
+def test_a_file_that_is_no_config_is_told(mistake, tmp_path, text, says):
+  (tmp_path / "config.py").write_text(text)
+  line = mistake("train", f"--config={tmp_path / 'config.py'}")
+  assert re.search(says, line), line
+
+
+def test_a_config_with_a_bug_shows_where(tmp_path):
+  path = tmp_path / "config.py"
+  path.write_text("def get_config(arg=None):\n  raise ValueError('a bug')\n")
+  with pytest.raises(ValueError, match="^a bug$"):
+    config_lib.load(str(path), [])
+
+
+WRONG = {
+  "batch_size=0": "batch_size=0: give 1 or more",
+  "batch_size=-64": "batch_size=-64: give 1 or more",
+  "accumulate=0": "accumulate=0: give 1 or more",
+  "log_every=0": "log_every=0: give 1 or more",
+  "checkpoint.every_steps=0": "every_steps=0: give 1 or more",
+  "eval.batch_size=0": "eval.batch_size=0: give 1 or more",
+  "augment.views=0": "augment.views=0: give 1 or more",
+  "encoder.width=0": "encoder.width=0: give 1 or more",
+  "data.size=32": "config.data.size=(32,): give two numbers",
+  "augment.size=32": "config.augment.size=32: give two numbers",
+  "augment.area=0.3": "config.augment.area=(0.3,): give two numbers",
+  "augment.local_size=(0,4)": "local_size=(0, 4): give two numbers",
+  "augment.interpolation=nearest": "choose bilinear or bicubic",
+  "method.out_dim=abc": "simclr: out_dim='abc' is not int",
+  "method.hidden_dim=abc": "simclr: hidden_dim='abc' is not int | None",
+  "optimizer.freeze=encoder": "freeze='encoder': give dicts of match and steps",
+  "optimizer.groups=encoder": "group e: give match",
+  "method.name=distillation": "ssljax.methods.distillation has no `make`",
+  "encoder.name=heads": "ssljax.models.heads has no `make`",
+}
+
+
+@pytest.mark.parametrize("flag", WRONG)
+def test_a_wrong_value_is_told(mistake, flag):
+  assert WRONG[flag] in mistake("train", f"--config.{flag}")
+
+
+def test_a_topology_of_no_devices_is_told(mistake):
+  line = mistake("plan", f"--config={QUICK}", "--topology=cpu:0")
+  assert "unknown --topology=cpu:0" in line
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": 0,', "[]", '{"seed": 0}'])
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_a_damaged_config_of_a_run_is_told(mistake, tmp_path, command, text):
+  (tmp_path / "config.json").write_text(text)
+  line = mistake(command, f"--workdir={tmp_path}")
+  assert f"{tmp_path / 'config.json'} is damaged" in line
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_each_command_tells_its_usage(capsys, command):
+  said = set()
+  for argv in (
+    [command, "--help"],
+    [command, "--workdir=W", "-h"],
+    ["--help", command],
+    ["help", command],
+  ):
+    assert cli.main(argv) == 0
+    said.add(capsys.readouterr().out)
+  (usage,) = said
+  assert usage.startswith(f"usage: ssljax {command} ")
+  others = [c for c in cli._COMMANDS if c != command]
+  assert not any(re.search(rf"^  {c} ", usage, re.M) for c in others)
+  assert "Exit status" not in usage
+
+
+def test_help_and_version(capsys, mistake):
+  assert cli.main(["--help"]) == 0
+  assert "\n  train " in capsys.readouterr().out
+  assert cli.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"ssljax {ssljax.__version__}\n"
+  assert "unknown command 'trian'" in mistake("trian", "--help")
+
+
+@pytest.mark.parametrize(
+  "argv",
+  [
+    ["train", "steps=5"],
+    ["train", "--config.steps", "5"],
+    ["evaluate", "--workdir=W", "knn"],
+    ["plan", f"--config={QUICK}", "--topology=cpu:1", "largest"],
+    ["import", "steps=5"],
+  ],
+)
+def test_arguments_without_dashes_are_refused(mistake, argv):
+  assert f"unexpected {argv[-1]!r}: flags begin with --" in mistake(*argv)
+
+
+def test_arguments_without_dashes_are_names_where_meant(mistake, tmp_path):
+  assert "did you mean 'resume'" in mistake("selftest", "resum")
+  runs = [f"--workdir={tmp_path / 'one'}", str(tmp_path / "two")]
+  assert "no run in" in mistake("report", *runs)
+
+
+def test_hints_name_what_is_near_or_what_there_is():
+  near = errors.hint("SIMCLRR", ["byol", "simclr"])
+  assert near == ": did you mean 'simclr'?"
+  assert errors.hint("temperature", ["ema"]) == ": choose among ema"
+  assert errors.hint("x", [f"option{i}" for i in range(99)]) == ""
+  with pytest.raises(errors.UserError, match="byol has no 'temp': choose amo"):
+    errors.refuse_unknown("byol", ["temp"], ["ema"])
+
+
+@pytest.mark.parametrize(
+  "flag, says",
+  [
+    ("method.name=simclrr", "'simclrr': did you mean 'simclr'?"),
+    ("method.name=SimCLR", "'SimCLR': did you mean 'simclr'?"),
+    ("encoder.name=ResNet", "'ResNet': did you mean 'resnet'?"),
+    ("encoder.name=zzz", "'zzz': choose among bert, gpt, resnet, vit"),
+    ("encoder.name=lab.zzz", "'lab.zzz': Python does not find it from here"),
+    ("encoder.name=norm", "no `make`: choose among bert, gpt, resnet, vit"),
+    ("method=mae", "method is a section: give --config.method.name=mae"),
+    ("eval=no", "eval is a section: give --config.eval.batch_size=..."),
+    ("eval.zzz=1", "unknown key config.eval.zzz: choose among eval.batch_size"),
+    ("zzz=1", "unknown key config.zzz: choose among accumulate, augment"),
+    ("eval.lasst=1", "unknown key config.eval.lasst: did you mean config.ev"),
+    ("temperature=1", "did you mean config.method.temperature?"),
+    ("monitr.examples=1", "did you mean config.monitor.examples?"),
+    ("Batch_Size=1", "did you mean config.batch_size?"),
+  ],
+)
+def test_a_wrong_name_is_told_with_what_is_near(mistake, flag, says):
+  assert says in mistake("train", f"--config.{flag}")
+
+
+def test_a_section_may_be_a_dict():
+  flag = "--config.monitor={'every_steps': 0}"
+  monitor = config_lib.load(QUICK, [flag]).monitor
+  assert monitor.every_steps == 0
+
+
+def test_what_a_config_can_name_is_listed():
+  methods = run_lib._names("ssljax.methods")
+  assert {"simclr", "mae", "bert", "gpt"} <= set(methods)
+  assert not {"joint_embedding", "distillation"} & set(methods)
+
+
+def test_modules_of_the_current_folder_are_found(
+  mistake, tmp_path, monkeypatch
+):
+  (tmp_path / "our_lab").mkdir()
+  (tmp_path / "our_lab" / "vicreg.py").write_text("")
+  elsewhere = [p for p in sys.path if p not in ("", str(tmp_path))]
+  monkeypatch.setattr(sys, "path", list(elsewhere))
+  monkeypatch.chdir(tmp_path)
+  for _ in range(2):
+    line = mistake("train", "--config.method.name=our_lab.vicreg")
+    assert "our_lab.vicreg has no `make`: give it one" in line
+  assert sys.path == [str(tmp_path), *elsewhere]
