@@ -10,6 +10,7 @@ import http.server
 import os
 import threading
 import time
+import types
 
 import cv2
 import numpy as np
@@ -247,3 +248,24 @@ def test_debians_files_are_what_the_digests_say():
     "t10k-images-idx3-ubyte": 16 + 10000 * 784,
     "t10k-labels-idx1-ubyte": 8 + 10000,
   }
+
+
+def test_what_another_process_has_built_meanwhile_is_taken(
+  monkeypatch, tmp_path
+):
+  there = []
+  builder = types.SimpleNamespace(
+    name="mine", data_dir=tmp_path, is_prepared=lambda: bool(there)
+  )
+  monkeypatch.setattr(prepare, "find_builder", lambda *unused: builder)
+
+  def fails(builder, name):
+    there.extend(others)
+    raise errors.UserError("cannot be renamed")
+
+  monkeypatch.setattr(prepare, "_download_and_prepare", fails)
+  others = []
+  with pytest.raises(errors.UserError, match="cannot be renamed"):
+    prepare.prepare("mine")
+  others = ["another's"]
+  assert prepare.prepare("mine") == str(tmp_path)

@@ -67,17 +67,24 @@ def prepare(name: str, *, data_dir: str | None = None) -> str:
       "digits come with scikit-learn: use data.name=digits, nothing to prepare"
     )
   builder = find_builder(name, data_dir)
-  if builder.is_prepared():
-    return str(builder.data_dir)
-  with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
-    if builder.name == "fashion_mnist":
-      _build_fashion_mnist(data_dir)
-    elif isinstance(builder, (corpora.WordnetGlosses, corpora.Bible)):
-      builder.require()
-      _write(builder)
-    else:
-      _download_and_prepare(builder, name)
+  if not builder.is_prepared():
+    try:
+      with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
+        _build(builder, name, data_dir)
+    except errors.UserError:  # or another process has built it meanwhile
+      if not find_builder(name, data_dir).is_prepared():
+        raise
   return str(builder.data_dir)
+
+
+def _build(builder, name, data_dir):
+  if builder.name == "fashion_mnist":
+    _build_fashion_mnist(data_dir)
+  elif isinstance(builder, (corpora.WordnetGlosses, corpora.Bible)):
+    builder.require()
+    _write(builder)
+  else:
+    _download_and_prepare(builder, name)
 
 
 def find_builder(name: str, data_dir: str | None = None):
