@@ -5,6 +5,7 @@ it is wholly on the disk, was read back, and its digests lie beside it.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import shutil
@@ -200,7 +201,23 @@ class Checkpoints:
 
   def close(self) -> None:
     self._thread.shutdown()
+    with contextlib.suppress(Exception):  # of a save, which `wait` has told
+      self._manager.wait_until_finished()
     self._manager.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *unused):
+    """Waits and closes; after an error a failed save is only logged."""
+    try:
+      self.wait()
+    except errors.SafeStop as e:
+      if kind is None:
+        raise
+      logging.error("%s", e)
+    finally:
+      self.close()
 
 
 def _steps(directory):

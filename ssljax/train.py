@@ -171,7 +171,8 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
     with clock.of("compile"):
       monitor.compile(state)
   clock.switch("step")
-  with _Terminated() as terminated:
+  # However it ends, what is being saved is saved; a signal waits for that.
+  with _Terminated() as terminated, checkpoints:
     for update in updates(run, state, step_fn, clock=clock):
       done, state = update.step, update.state
       log.add(done, update.metrics, update.batch["index"])
@@ -200,8 +201,6 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
         checkpoints.wait()
         logging.warning("SIGTERM: saved step %d", done)
         raise SystemExit(143)
-  checkpoints.wait()
-  checkpoints.close()
   return state
 
 

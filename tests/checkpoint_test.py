@@ -166,6 +166,20 @@ def test_a_save_that_reads_otherwise_does_not_count(tmp_path, monkeypatch):
   assert "unfinished-2" in os.listdir(tmp_path)
 
 
+def test_a_save_that_fails_after_another_error_is_logged(
+  tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(checkpoint, "_read_arrays", lambda *_: {"step": 3})
+  with pytest.raises(ValueError, match="the first"):
+    with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+      checkpoints.save(2, _state(2))
+      raise ValueError("the first")
+  assert "step of step 2 reads otherwise" in caplog.text
+  with pytest.raises(errors.SafeStop, match="reads otherwise"):
+    with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+      checkpoints.save(3, _state(3))
+
+
 def test_arrays_are_checked_though_their_files_are_as_written(folder):
   arrays = digests.read(str(folder / "3"))
   assert digests.wrong_array(_state(3), arrays) is None

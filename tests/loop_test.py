@@ -1,0 +1,90 @@
+"""The loop over steps that do nothing: what is saved, whatever happens."""
+
+import os
+import time
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import checkpoint
+from ssljax import clock as clock_lib
+from ssljax import core
+from ssljax import digests
+from ssljax import errors
+from ssljax import log as log_lib
+from ssljax import train
+
+
+def _state(step):
+  one = jnp.full((4,), step, jnp.float32)
+  return core.TrainState(jnp.int32(step), {"a": one}, {"b": one}, {"c": one})
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch):
+  """`loop(at) -> figures` of 4 steps, saved every 2; resumes by itself.
+
+  `at` is what happens before a step is done: {step: function}.
+  """
+  folder = str(tmp_path / "checkpoints")
+  of_arrays = digests.of_arrays
+
+  def slow(parts):
+    time.sleep(0.5)  # the loop is long done with its steps
+    return of_arrays(parts)
+
+  monkeypatch.setattr(digests, "of_arrays", slow)
+
+  def run(at=()):
+    def updates(run, state, step_fn, *, clock):
+      for step in range(int(state.step) + 1, run.total_steps + 1):
+        dict(at).get(step, lambda: None)()
+        metrics = {"loss": 1.0, "grad_norm": 1.0}
+        yield train.Update(step, _state(step), metrics, {"index": np.arange(1)})
+
+    monkeypatch.setattr(train, "updates", updates)
+    config = types.SimpleNamespace(
+      **{"batch_size": 1, "log_every": 1, "nonfinite": "stop"},
+      eval=types.SimpleNamespace(last=True, every_epochs=None),
+      checkpoint=types.SimpleNamespace(every_steps=2),
+      monitor=types.SimpleNamespace(every_steps=0),
+    )
+    run = types.SimpleNamespace(
+      config=config,
+      total_steps=4,
+      steps_per_epoch=4,
+      source=types.SimpleNamespace(unit="image", per_example=1),
+      learning_rate=lambda step: 0.1,
+    )
+    checkpoints = checkpoint.Checkpoints(folder)
+    start = checkpoints.latest_step() or 0
+    clock = clock_lib.Clock()
+    log = log_lib.Log(run, str(tmp_path), clock, start=start, dim=None)
+    try:
+      train._loop(
+        run, _state(start), None, log, clock, checkpoints, ["sets"], None
+      )
+    finally:
+      log.close()
+    return log.figures
+
+  run.saved = lambda: [
+    int(name)
+    for name in sorted(os.listdir(folder))
+    if digests.exist(os.path.join(folder, name))
+  ]
+  run.knn = lambda of: monkeypatch.setattr(train.evaluate, "knn", of)
+  run.knn(lambda run, state, sets: int(state.step) / 10)
+  return run
+
+
+def _raise(error):
+  raise error
+
+
+def test_what_is_being_saved_is_saved_when_the_run_stops(loop):
+  with pytest.raises(errors.SafeStop, match="not finite"):
+    loop({3: lambda: _raise(errors.SafeStop("not finite"))})
+  assert loop.saved() == [2]
