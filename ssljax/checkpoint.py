@@ -1,11 +1,13 @@
 """Checkpoints by Orbax: saved beside the compute, restored to the bit.
 
 Orbax itself restores what a disk has changed. Here a step counts as saved once
-it is wholly on the disk, was read back, and its digests lie beside it.
+it is wholly on the disk, was read back, and its digests lie beside it; only
+then are earlier ones removed, which Orbax would do before.
 """
 
 import concurrent.futures
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -15,7 +17,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
 from ssljax import digests
 from ssljax import errors
@@ -23,7 +24,12 @@ from ssljax import sharding
 
 
 class Checkpoints:
-  """The checkpoints of a run: the last `keep` and the best by kNN."""
+  """The checkpoints of a run: the last `keep` and the best by kNN.
+
+  Attributes:
+    knn: {step: accuracy} of all steps where it is known, by the caller, who may
+      add to it at any time.
+  """
 
   def __init__(self, directory: str, *, keep: int = 3, read_only: bool = False):
     """Opens them; `read_only` leaves alone what a run under way is writing.
@@ -32,7 +38,12 @@ class Checkpoints:
 
     Raises:
       SafeStop: there were whole checkpoints, and all are damaged.
+      UserError: `keep` is below 1.
     """
+    if keep < 1:
+      raise errors.UserError(f"config.checkpoint.keep={keep}: give 1 or more")
+    self.knn = {}
+    self._keep = keep
     self._directory = os.path.abspath(directory)
     self._read_only = read_only
     self._wrong = {}  # by step, what `digests.wrong_file` said
@@ -46,16 +57,6 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(
-          [
-            policies.LatestN(keep),
-            policies.BestN(
-              get_metric_fn=lambda metrics: metrics["knn"],
-              n=1,
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
       ),
@@ -72,7 +73,7 @@ class Checkpoints:
     older = (s for s in steps if before is None or s < before)
     return next(filter(whole, older), None)
 
-  def save(self, step: int, state, *, knn: float | None = None) -> None:
+  def save(self, step: int, state) -> None:
     """Starts to save; the arrays may be donated as soon as this returns.
 
     The host holds the state twice until the save is done.
@@ -89,12 +90,7 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
     )
     try:
-      self._manager.save(
-        step,
-        args=ocp.args.StandardSave(state),
-        metrics=None if knn is None else {"knn": knn},
-        force=True,
-      )
+      self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
     except (OSError, ValueError) as e:
       self._failed(e)
     self._saved = self._thread.submit(self._verify, step, parts, shapes)
@@ -124,6 +120,23 @@ class Checkpoints:
       saved.result()
     except Exception as e:  # Orbax raises what its threads met, of any kind.
       self._failed(e)
+    if sharding.is_first():
+      self._prune()
+
+  def _prune(self):
+    """Removes what is older than the newest whole step and not to be kept."""
+    steps = _steps(self._directory)
+    whole = [s for s in steps if digests.exist(self._folder(s))]
+    known = [(self.knn[s], s) for s in whole if s in self.knn]
+    kept = whole[: self._keep] + [s for _, s in sorted(known)[-1:]]
+    for step in steps:
+      if step in kept or step > max(whole, default=-1):  # or being written
+        continue
+      with contextlib.suppress(OSError):  # it stays until the next time
+        # Without digests first: what is half removed is not to look whole.
+        for path in glob.glob(os.path.join(self._folder(step), "digests.*")):
+          os.remove(path)
+        shutil.rmtree(self._folder(step))
 
   def _failed(self, error):
     whole = (

@@ -38,6 +38,7 @@ class Log:
 
   Attributes:
     figures: of the run so far, as the command prints them.
+    knn: {step: accuracy} of the run so far.
   """
 
   def __init__(self, run, workdir, clock, start, dim):
@@ -71,7 +72,7 @@ class Log:
     self._paused = 0.0  # seconds in evaluation
     self._count = 0
     self._before_s = before.get("train_s", 0.0)  # before this process
-    self._knn = before.get("knn")
+    self.knn = {row["step"]: row["knn"] for row in rows if "knn" in row}
     self._rate = f"{run.source.unit}_per_s"
     names = "loss", "train_s", "step_s", self._rate, "knn"
     self.figures = {"steps": start} | {name: before.get(name) for name in names}
@@ -102,7 +103,7 @@ class Log:
     now = time.perf_counter()
     self._paused += now - self._ends
     self._ends = now
-    self._knn = knn
+    self.knn[step] = knn
     self.figures["knn"] = knn
     self._emit({"step": step, "knn": knn})
 
@@ -183,8 +184,8 @@ class Log:
       "loss": f"{row['loss']:.4f}",
       self._rate.replace("_per_s", "/s"): f"{row[self._rate]:.0f}",
     }
-    if self._knn is not None:
-      shown["knn"] = f"{self._knn:.4f}"
+    if self.figures["knn"] is not None:
+      shown["knn"] = f"{self.figures['knn']:.4f}"
     self._bar.set_postfix(shown, refresh=False)
 
   def _emit(self, row):

@@ -170,6 +170,7 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
   if monitor and int(state.step) < stop:
     with clock.of("compile"):
       monitor.compile(state)
+  checkpoints.knn = log.knn
   clock.switch("step")
   # However it ends, what is being saved is saved; a signal waits for that.
   with _Terminated() as terminated, checkpoints:
@@ -189,14 +190,12 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
       saves = last or stops or done % config.checkpoint.every_steps == 0
       if evaluates or saves:
         log.flush()  # waits, so that nothing that is not finite is saved
-      knn = None
       if evaluates and not stops:
         with clock.of("evaluate"):
-          knn = evaluate.knn(run, state, sets)
-        log.evaluated(done, knn)
+          log.evaluated(done, evaluate.knn(run, state, sets))
       if evaluates or saves:
         with clock.of("save"):
-          checkpoints.save(done, state, knn=knn)
+          checkpoints.save(done, state)
       if stops:
         checkpoints.wait()
         logging.warning("SIGTERM: saved step %d", done)

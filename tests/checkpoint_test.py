@@ -180,6 +180,38 @@ def test_a_save_that_fails_after_another_error_is_logged(
       checkpoints.save(3, _state(3))
 
 
+def test_a_step_is_removed_only_once_a_later_one_is_whole(
+  tmp_path, monkeypatch
+):
+  read, there = checkpoint._read_arrays, []
+
+  def note(*args):
+    there.append(sorted(os.listdir(tmp_path)))
+    return read(*args)
+
+  monkeypatch.setattr(checkpoint, "_read_arrays", note)
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, _state(step))
+  assert there == [["1"], ["1", "2"], ["2", "3"]]
+  assert os.listdir(tmp_path) == ["3"]
+
+
+def test_the_last_and_the_best_are_kept_over_a_restart(tmp_path):
+  knn = {1: 0.5, 2: 0.9, 3: 0.4}
+  for steps in ((1, 2, 3), (4, 5, 6)):
+    with checkpoint.Checkpoints(str(tmp_path), keep=2) as checkpoints:
+      checkpoints.knn = knn
+      for step in steps:
+        checkpoints.save(step, _state(step))
+  assert sorted(os.listdir(tmp_path)) == ["2", "5", "6"]
+
+
+def test_to_keep_none_is_refused(tmp_path):
+  with pytest.raises(errors.UserError, match="checkpoint.keep=0: give 1"):
+    checkpoint.Checkpoints(str(tmp_path), keep=0)
+
+
 def test_arrays_are_checked_though_their_files_are_as_written(folder):
   arrays = digests.read(str(folder / "3"))
   assert digests.wrong_array(_state(3), arrays) is None

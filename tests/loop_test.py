@@ -47,29 +47,30 @@ def loop(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "updates", updates)
     config = types.SimpleNamespace(
       **{"batch_size": 1, "log_every": 1, "nonfinite": "stop"},
-      eval=types.SimpleNamespace(last=True, every_epochs=None),
+      eval=types.SimpleNamespace(last=True, every_epochs=run.epochs),
       checkpoint=types.SimpleNamespace(every_steps=2),
       monitor=types.SimpleNamespace(every_steps=0),
     )
-    run = types.SimpleNamespace(
+    built = types.SimpleNamespace(
       config=config,
-      total_steps=4,
+      total_steps=run.steps,
       steps_per_epoch=4,
       source=types.SimpleNamespace(unit="image", per_example=1),
       learning_rate=lambda step: 0.1,
     )
-    checkpoints = checkpoint.Checkpoints(folder)
+    checkpoints = checkpoint.Checkpoints(folder, keep=run.keep)
     start = checkpoints.latest_step() or 0
     clock = clock_lib.Clock()
-    log = log_lib.Log(run, str(tmp_path), clock, start=start, dim=None)
+    log = log_lib.Log(built, str(tmp_path), clock, start=start, dim=None)
     try:
       train._loop(
-        run, _state(start), None, log, clock, checkpoints, ["sets"], None
+        built, _state(start), None, log, clock, checkpoints, ["sets"], None
       )
     finally:
       log.close()
     return log.figures
 
+  run.steps, run.keep, run.epochs = 4, 3, None
   run.saved = lambda: [
     int(name)
     for name in sorted(os.listdir(folder))
@@ -88,3 +89,16 @@ def test_what_is_being_saved_is_saved_when_the_run_stops(loop):
   with pytest.raises(errors.SafeStop, match="not finite"):
     loop({3: lambda: _raise(errors.SafeStop("not finite"))})
   assert loop.saved() == [2]
+
+
+def test_the_best_is_kept_by_what_an_earlier_process_has_logged(loop):
+  loop.keep = 1
+  loop.epochs = 0.5
+  loop.knn(lambda run, state, sets: 1 / int(state.step))
+  with pytest.raises(SystemExit):
+    loop({3: lambda: _raise(SystemExit())})
+  loop()
+  assert loop.saved() == [2, 4]
+  loop.steps = 8
+  loop()
+  assert loop.saved() == [2, 8]
