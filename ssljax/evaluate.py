@@ -265,9 +265,31 @@ def labelled(run, name: str | None, split: str):
 
 
 def eval_sets(run):
-  """The config's (train, test) sets for evaluation; None where they are ''."""
-  splits = run.config.eval.train_split, run.config.eval.test_split
-  return [labelled(run, None, s) for s in splits] if all(splits) else None
+  """The config's (train, test) sets for evaluation; None where they are ''.
+
+  Raises:
+    UserError: `knn` would refuse them, which is found before training.
+  """
+  splits = {k: run.config.eval[k] for k in ("train_split", "test_split")}
+  if not all(splits.values()):
+    return None
+  sets = [labelled(run, None, split) for split in splits.values()]
+  (n, classes), k = (len(sets[0]), sets[0].num_classes), knn_lib.K
+  or_none = "or set --config.eval.train_split='' for no evaluation"
+  if n < k:
+    raise errors.UserError(
+      f"config.eval.train_split={splits['train_split']} has {n} examples, and "
+      f"kNN takes {k} neighbours: give a larger split, {or_none}"
+    )
+  for (key, split), source in zip(splits.items(), sets):
+    labels = source.labels()
+    if labels.min() < 0 or labels.max() >= classes:
+      raise errors.UserError(
+        f"config.eval.{key}={split} has labels in [{labels.min()}, "
+        f"{labels.max()}], not in [0, {classes}): give a split whose examples "
+        f"are all labelled, {or_none}"
+      )
+  return sets
 
 
 def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:

@@ -190,12 +190,11 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
       saves = last or stops or done % config.checkpoint.every_steps == 0
       if evaluates or saves:
         log.flush()  # waits, so that nothing that is not finite is saved
+        with clock.of("save"):
+          checkpoints.save(done, state)
       if evaluates and not stops:
         with clock.of("evaluate"):
           log.evaluated(done, evaluate.knn(run, state, sets))
-      if evaluates or saves:
-        with clock.of("save"):
-          checkpoints.save(done, state)
       if stops:
         checkpoints.wait()
         logging.warning("SIGTERM: saved step %d", done)

@@ -102,3 +102,11 @@ def test_the_best_is_kept_by_what_an_earlier_process_has_logged(loop):
   loop.steps = 8
   loop()
   assert loop.saved() == [2, 8]
+
+
+def test_the_state_is_saved_before_an_evaluation_can_fail(loop):
+  refuse = lambda *_: _raise(errors.UserError("features hold NaN"))
+  loop.knn(refuse)
+  with pytest.raises(errors.UserError, match="NaN"):
+    loop()
+  assert loop.saved() == [2, 4]
