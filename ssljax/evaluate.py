@@ -4,7 +4,6 @@ The floors are raw pixels and the encoder as it was before training. Protocols
 are fixed and carry a version; what they gave is comparable across releases.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import numpy as np
 from ssljax import checkpoint
 from ssljax import core
 from ssljax import errors
+from ssljax import files
 from ssljax import run as run_lib
 from ssljax import sharding
 from ssljax.data import sources
@@ -213,15 +213,9 @@ def _finetuned(run, state, start, sets, fractions, seeds):
 
 def _record(figures, path):
   """Adds the figures to those of other protocols, whole or not at all."""
-  draft = path + ".draft"
   try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(draft, "w") as f:
-      json.dump(_joined(_before(path), figures), f, indent=2)
-    os.replace(draft, path)
+    files.write(path, json.dumps(_joined(_before(path), figures), indent=2))
   except OSError as e:
-    with contextlib.suppress(OSError):
-      os.remove(draft)
     raise errors.SafeStop(
       f"{path} could not be written ({e.strerror}): make room and evaluate "
       f"again; the figures were {json.dumps(figures)}"

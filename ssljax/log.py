@@ -16,6 +16,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 
 from ssljax import errors
+from ssljax import files
 from ssljax import monitors
 from ssljax import sharding
 
@@ -52,10 +53,8 @@ class Log:
     self._peaks = {}  # of each spread
     self._rows = []  # fetched, not yet written
     self._path = os.path.join(workdir, "metrics.jsonl")
-    rows, dropped = _drop_rows_after(self._path, start)
+    rows = _drop_rows_after(self._path, start)
     self._spent_before = _spent(rows)  # by earlier processes
-    lost = sum(_spent(dropped).values()) - sum(self._spent_before.values())
-    clock.lose(max(0.0, lost))
     before = {name: value for row in rows for name, value in row.items()}
     self._file = open(self._path, "a")
     self._tb = TensorBoard(os.path.join(workdir, "tb"), start + 1)
@@ -252,17 +251,22 @@ class TensorBoard:
 def _drop_rows_after(path, step):
   """Forgets what was logged after the checkpoint that the run resumes from.
 
-  Returns the rows that stay, and those that do not.
+  The seconds that it took stay, as lost, in a row of their own: this process
+  may be killed before it writes another. Returns the rows that stay.
   """
   if not os.path.exists(path):
-    return [], []
+    return []
   with open(path) as f:
     # A line cut short by a kill has no end.
     rows = [json.loads(line) for line in f if line.endswith("\n")]
   kept = [row for row in rows if row["step"] <= step]
-  with open(path, "w") as f:
-    f.writelines(json.dumps(row) + "\n" for row in kept)
-  return kept, [row for row in rows if row["step"] > step]
+  spent = _spent(kept)
+  lost = sum(_spent(rows).values()) - sum(spent.values())
+  if lost > 0:
+    spent["lost"] = round(spent.get("lost", 0.0) + lost, 3)
+    kept.append({"step": step} | {_SPENT + k: s for k, s in spent.items()})
+  files.write(path, "".join(json.dumps(row) + "\n" for row in kept))
+  return kept
 
 
 def _spent(rows):

@@ -22,6 +22,7 @@ from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import files
 from ssljax import log as log_lib
 from ssljax import monitors
 from ssljax import ops
@@ -328,12 +329,9 @@ def _claim(run, workdir):
       return
     config_lib.save(run.config, os.path.join(workdir, "config.json"))
     for name, text in run.source.files.items():
-      path = run_lib.data_file(workdir, name)
-      os.makedirs(os.path.dirname(path), exist_ok=True)
-      with open(path, "w") as f:
-        f.write(text)
-    with open(os.path.join(workdir, "environment.json"), "w") as f:
-      json.dump(environment(), f, indent=2)
+      files.write(run_lib.data_file(workdir, name), text)
+    path = os.path.join(workdir, "environment.json")
+    files.write(path, json.dumps(environment(), indent=2))
   except OSError as e:
     raise errors.UserError(
       f"cannot write to --workdir={workdir} ({e.strerror}): give another"
