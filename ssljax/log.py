@@ -100,7 +100,10 @@ class Log:
   def evaluated(self, step, knn):
     """Notes an evaluation, whose seconds do not count as training."""
     now = time.perf_counter()
-    self._paused += now - self._ends
+    if self._first is None:  # it counts neither as before the first step
+      self._start += now - self._ends
+    else:
+      self._paused += now - self._ends
     self._ends = now
     self.knn[step] = knn
     self.figures["knn"] = knn

@@ -166,8 +166,6 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
   """Returns the state after the last step."""
   config = run.config
   stop = run.total_steps
-  eval_every = config.eval.every_epochs
-  eval_every = eval_every and max(1, round(eval_every * run.steps_per_epoch))
   if monitor and int(state.step) < stop:
     with clock.of("compile"):
       monitor.compile(state)
@@ -175,6 +173,10 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
   clock.switch("step")
   # However it ends, what is being saved is saved; a signal waits for that.
   with _Terminated() as terminated, checkpoints:
+    start = int(state.step)
+    due = sets and _evaluates(run, start)
+    if due and sharding.of_first(start not in log.knn):
+      _evaluate(run, state, sets, log, clock)  # it ended before it had
     for update in updates(run, state, step_fn, clock=clock):
       done, state = update.step, update.state
       log.add(done, update.metrics, update.batch["index"])
@@ -183,24 +185,35 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
       last = done == stop
       if monitor and (last or done % config.monitor.every_steps == 0):
         log.monitored(done, monitor(state))
-      evaluates = sets and (
-        (last and config.eval.last) or (eval_every and done % eval_every == 0)
-      )
       # Read once: a signal later in this step ends the run after the next.
       stops = terminated.at(done)
       saves = last or stops or done % config.checkpoint.every_steps == 0
+      evaluates = sets and _evaluates(run, done)
       if evaluates or saves:
         log.flush()  # waits, so that nothing that is not finite is saved
         with clock.of("save"):
           checkpoints.save(done, state)
       if evaluates and not stops:
-        with clock.of("evaluate"):
-          log.evaluated(done, evaluate.knn(run, state, sets))
+        _evaluate(run, state, sets, log, clock)
       if stops:
         checkpoints.wait()
         logging.warning("SIGTERM: saved step %d", done)
         raise SystemExit(143)
   return state
+
+
+def _evaluates(run, step):
+  """Whether the run is evaluated after the step; not before the first."""
+  config = run.config.eval
+  every = config.every_epochs
+  every = every and max(1, round(every * run.steps_per_epoch))
+  last = config.last and step == run.total_steps
+  return step > 0 and bool(last or (every and step % every == 0))
+
+
+def _evaluate(run, state, sets, log, clock):
+  with clock.of("evaluate"):
+    log.evaluated(int(state.step), evaluate.knn(run, state, sets))
 
 
 class Update(NamedTuple):

@@ -1,6 +1,8 @@
 """The loop over steps that do nothing: what is saved, whatever happens."""
 
+import json
 import os
+import signal
 import time
 import types
 
@@ -76,6 +78,11 @@ def loop(tmp_path, monkeypatch):
     for name in sorted(os.listdir(folder))
     if digests.exist(os.path.join(folder, name))
   ]
+  run.rows = lambda: [
+    (row["step"], row["knn"])
+    for row in map(json.loads, open(tmp_path / "metrics.jsonl"))
+    if "knn" in row
+  ]
   run.knn = lambda of: monkeypatch.setattr(train.evaluate, "knn", of)
   run.knn(lambda run, state, sets: int(state.step) / 10)
   return run
@@ -110,3 +117,54 @@ def test_the_state_is_saved_before_an_evaluation_can_fail(loop):
   with pytest.raises(errors.UserError, match="NaN"):
     loop()
   assert loop.saved() == [2, 4]
+
+
+def _terminate():
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def came():
+  """SIGTERMs that nothing else has taken."""
+  came = []
+  before = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+  yield came
+  signal.signal(signal.SIGTERM, before)
+
+
+def test_a_sigterm_waits_for_the_last_save(loop, came, monkeypatch):
+  of_arrays = digests.of_arrays
+
+  def terminated(parts):
+    last, found = parts["step"][0][1] == 4, of_arrays(parts)
+    if last:  # the loop waits for it by now
+      _terminate()
+    return found
+
+  monkeypatch.setattr(digests, "of_arrays", terminated)
+  loop()
+  assert loop.saved() == [2, 4]
+  assert not came
+
+
+def test_an_evaluation_that_a_sigterm_took_is_done_on_resuming(loop, came):
+  loop.epochs = 0.5
+  for step, rows in ((2, []), (4, [(2, 0.2)])):
+    with pytest.raises(SystemExit, match="143"):
+      loop({step: _terminate})
+    assert loop.rows() == rows
+  figures = loop()
+  assert loop.rows() == [(2, 0.2), (4, 0.4)]
+  assert figures["knn"] == 0.4
+  loop.knn(None)
+  assert loop()["knn"] == 0.4  # not once more
+
+
+def test_an_evaluation_before_the_first_step_is_not_in_its_seconds(loop, came):
+  loop.epochs, loop.keep = 0.5, 1
+  with pytest.raises(SystemExit):
+    loop({2: _terminate})
+  loop.knn(lambda *_: time.sleep(1) or 0.5 if len(loop.rows()) == 0 else 0.5)
+  figures = loop()
+  assert 0 < figures["step_s"] < 0.9
+  assert figures["train_s"] < 0.9
