@@ -220,3 +220,23 @@ def test_arrays_are_checked_though_their_files_are_as_written(folder):
   digests.write(str(folder / "2"), arrays)
   with pytest.raises(errors.UserError, match="2 is damaged"):
     checkpoint.Checkpoints(str(folder)).restore(_state(0), 2)
+
+
+@pytest.mark.parametrize("spec", [jax.P(), jax.P("data")])
+def test_arrays_that_processes_share_are_checked_too(folder, monkeypatch, spec):
+  arrays = digests.read(str(folder / "3"))
+  assert len(arrays["moments"]) == 8  # parts
+  shared = jax.NamedSharding(jax.make_mesh((8,), ("data",)), spec)
+  states = []
+  for place in (None, 0, 1023):
+    moments = np.arange(1024.0, dtype=np.float32) + 3
+    if place is not None:
+      moments[place] += 1
+    moments = jax.device_put(moments, shared)
+    states.append(_state(3) | {"moments": moments})
+  monkeypatch.setattr(jax.NamedSharding, "is_fully_addressable", False)
+  assert not states[0]["moments"].is_fully_addressable
+  wrong = [digests.wrong_array(state, arrays) for state in states]
+  assert wrong == [None, "moments", "moments"]
+  arrays["moments"] = arrays["moments"][:-1]  # the last another's alone
+  assert digests.wrong_array(states[2], arrays) is None
