@@ -68,7 +68,7 @@ class Checkpoints:
       steps = sorted(self._manager.all_steps(), reverse=True)
       whole = lambda step: True
     else:
-      steps = _steps(self._directory)
+      steps = steps_in(self._directory)
       whole = lambda step: self._wrong_file(step) is None
     older = (s for s in steps if before is None or s < before)
     return next(filter(whole, older), None)
@@ -125,7 +125,7 @@ class Checkpoints:
 
   def _prune(self):
     """Removes what is older than the newest whole step and not to be kept."""
-    steps = _steps(self._directory)
+    steps = steps_in(self._directory)
     whole = [s for s in steps if digests.exist(self._folder(s))]
     known = [(self.knn[s], s) for s in whole if s in self.knn]
     kept = whole[: self._keep] + [s for _, s in sorted(known)[-1:]]
@@ -140,7 +140,7 @@ class Checkpoints:
 
   def _failed(self, error):
     whole = (
-      s for s in _steps(self._directory) if digests.exist(self._folder(s))
+      s for s in steps_in(self._directory) if digests.exist(self._folder(s))
     )
     kept = next((f"step {step}" for step in whole), "none")
     reason = str(error).splitlines()[0][:200]
@@ -233,7 +233,7 @@ class Checkpoints:
       self.close()
 
 
-def _steps(directory):
+def steps_in(directory: str) -> list[int]:
   """The steps that have a folder, whole or not; the newest first."""
   names = os.listdir(directory) if os.path.isdir(directory) else ()
   return sorted((int(name) for name in names if name.isdigit()), reverse=True)
@@ -242,7 +242,7 @@ def _steps(directory):
 def _set_aside(directory):
   """Renames what is not whole, down to the newest step that is: returns it."""
   found, newest = [], None
-  for step in _steps(directory):
+  for step in steps_in(directory):
     folder = os.path.join(directory, str(step))
     if not digests.exist(folder):  # never saved: the process died before
       found.append((step, "unfinished", "no digests"))

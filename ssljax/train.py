@@ -48,17 +48,20 @@ def train(config, workdir: str) -> dict:
     SystemExit: with 143, after SIGTERM, with everything saved.
   """
   clock = clock_lib.Clock(config.watchdog_s)
-  _refuse_another_config(config, workdir)
+  folder = os.path.join(workdir, "checkpoints")
+  # Without one it is what a try that failed has left, to be written anew.
+  begun = bool(checkpoint.steps_in(folder))
+  if begun:
+    _refuse_another_config(config, workdir)
   run = run_lib.build(config)
-  _refuse_other_files(run, workdir)
+  if begun:
+    _refuse_other_files(run, workdir)
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
   _claim(run, workdir)
   checkpoint.require_room(workdir, run.abstract_state)
-  checkpoints = checkpoint.Checkpoints(
-    os.path.join(workdir, "checkpoints"), keep=config.checkpoint.keep
-  )
+  checkpoints = checkpoint.Checkpoints(folder, keep=config.checkpoint.keep)
   resumed_from = checkpoints.latest_step()
   if resumed_from is not None:
     state = checkpoints.restore(run.abstract_state)
@@ -395,9 +398,13 @@ def first_state(run: run_lib.Run) -> core.TrainState:
   if not run.config.init_from:
     return run_lib.init_state(run)
   _refuse_other_files(run, run.config.init_from)
-  other = checkpoint.Checkpoints(
-    os.path.join(run.config.init_from, "checkpoints"), read_only=True
-  )
+  folder = os.path.join(run.config.init_from, "checkpoints")
+  other = checkpoint.Checkpoints(folder, read_only=True)
+  if other.latest_step() is None:
+    raise errors.UserError(
+      f"no checkpoint in {folder}: give the workdir of a run that has one as "
+      "--config.init_from"
+    )
   parts = ("params", "method_state")
   old = other.restore_part({k: getattr(run.abstract_state, k) for k in parts})
   return run_lib.init_state(run)._replace(**old)
