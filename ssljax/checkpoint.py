@@ -38,7 +38,8 @@ class Checkpoints:
 
     Raises:
       SafeStop: there were whole checkpoints, and all are damaged.
-      UserError: `keep` is below 1.
+      UserError: `keep` is below 1, or no step of several has digests: an older
+        version wrote them.
     """
     if keep < 1:
       raise errors.UserError(f"config.checkpoint.keep={keep}: give 1 or more")
@@ -257,6 +258,12 @@ def _set_aside(directory):
       raise errors.SafeStop(
         f"all checkpoints in {directory} are damaged, of steps "
         f"{', '.join(damaged)}: give another --workdir to start anew"
+      )
+    if len(found) > 1:  # one alone is the first that a process died before
+      raise errors.UserError(
+        f"the checkpoints in {directory} are from before there were digests, "
+        "and cannot be verified: train again in another --workdir, or use the "
+        "version of ssljax that wrote them"
       )
   for step, kind, wrong in found:
     aside = os.path.join(directory, f"{kind}-{step}")
