@@ -1,10 +1,13 @@
 """Checkpoints by Orbax: saved beside the compute, restored to the bit.
 
 Orbax itself restores what a disk has changed. Here a step counts as saved once
-it is wholly on the disk, was read back, and its digests lie beside it.
+it is wholly on the disk, was read back, and its digests lie beside it; only
+then are earlier ones removed, which Orbax would do before.
 """
 
 import concurrent.futures
+import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -14,7 +17,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
 from ssljax import digests
 from ssljax import errors
@@ -22,7 +24,12 @@ from ssljax import sharding
 
 
 class Checkpoints:
-  """The checkpoints of a run: the last `keep` and the best by kNN."""
+  """The checkpoints of a run: the last `keep` and the best by kNN.
+
+  Attributes:
+    knn: {step: accuracy} of all steps where it is known, by the caller, who may
+      add to it at any time.
+  """
 
   def __init__(self, directory: str, *, keep: int = 3, read_only: bool = False):
     """Opens them; `read_only` leaves alone what a run under way is writing.
@@ -31,7 +38,13 @@ class Checkpoints:
 
     Raises:
       SafeStop: there were whole checkpoints, and all are damaged.
+      UserError: `keep` is below 1, or no step of several has digests: an older
+        version wrote them.
     """
+    if keep < 1:
+      raise errors.UserError(f"config.checkpoint.keep={keep}: give 1 or more")
+    self.knn = {}
+    self._keep = keep
     self._directory = os.path.abspath(directory)
     self._read_only = read_only
     self._wrong = {}  # by step, what `digests.wrong_file` said
@@ -45,16 +58,6 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(
-          [
-            policies.LatestN(keep),
-            policies.BestN(
-              get_metric_fn=lambda metrics: metrics["knn"],
-              n=1,
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
       ),
@@ -66,12 +69,12 @@ class Checkpoints:
       steps = sorted(self._manager.all_steps(), reverse=True)
       whole = lambda step: True
     else:
-      steps = _steps(self._directory)
+      steps = steps_in(self._directory)
       whole = lambda step: self._wrong_file(step) is None
     older = (s for s in steps if before is None or s < before)
     return next(filter(whole, older), None)
 
-  def save(self, step: int, state, *, knn: float | None = None) -> None:
+  def save(self, step: int, state) -> None:
     """Starts to save; the arrays may be donated as soon as this returns.
 
     The host holds the state twice until the save is done.
@@ -88,12 +91,7 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
     )
     try:
-      self._manager.save(
-        step,
-        args=ocp.args.StandardSave(state),
-        metrics=None if knn is None else {"knn": knn},
-        force=True,
-      )
+      self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
     except (OSError, ValueError) as e:
       self._failed(e)
     self._saved = self._thread.submit(self._verify, step, parts, shapes)
@@ -123,10 +121,27 @@ class Checkpoints:
       saved.result()
     except Exception as e:  # Orbax raises what its threads met, of any kind.
       self._failed(e)
+    if sharding.is_first():
+      self._prune()
+
+  def _prune(self):
+    """Removes what is older than the newest whole step and not to be kept."""
+    steps = steps_in(self._directory)
+    whole = [s for s in steps if digests.exist(self._folder(s))]
+    known = [(self.knn[s], s) for s in whole if s in self.knn]
+    kept = whole[: self._keep] + [s for _, s in sorted(known)[-1:]]
+    for step in steps:
+      if step in kept or step > max(whole, default=-1):  # or being written
+        continue
+      with contextlib.suppress(OSError):  # it stays until the next time
+        # Without digests first: what is half removed is not to look whole.
+        for path in glob.glob(os.path.join(self._folder(step), "digests.*")):
+          os.remove(path)
+        shutil.rmtree(self._folder(step))
 
   def _failed(self, error):
     whole = (
-      s for s in _steps(self._directory) if digests.exist(self._folder(s))
+      s for s in steps_in(self._directory) if digests.exist(self._folder(s))
     )
     kept = next((f"step {step}" for step in whole), "none")
     reason = str(error).splitlines()[0][:200]
@@ -200,10 +215,26 @@ class Checkpoints:
 
   def close(self) -> None:
     self._thread.shutdown()
+    with contextlib.suppress(Exception):  # of a save, which `wait` has told
+      self._manager.wait_until_finished()
     self._manager.close()
 
+  def __enter__(self):
+    return self
 
-def _steps(directory):
+  def __exit__(self, kind, *unused):
+    """Waits and closes; after an error a failed save is only logged."""
+    try:
+      self.wait()
+    except errors.SafeStop as e:
+      if kind is None:
+        raise
+      logging.error("%s", e)
+    finally:
+      self.close()
+
+
+def steps_in(directory: str) -> list[int]:
   """The steps that have a folder, whole or not; the newest first."""
   names = os.listdir(directory) if os.path.isdir(directory) else ()
   return sorted((int(name) for name in names if name.isdigit()), reverse=True)
@@ -212,7 +243,7 @@ def _steps(directory):
 def _set_aside(directory):
   """Renames what is not whole, down to the newest step that is: returns it."""
   found, newest = [], None
-  for step in _steps(directory):
+  for step in steps_in(directory):
     folder = os.path.join(directory, str(step))
     if not digests.exist(folder):  # never saved: the process died before
       found.append((step, "unfinished", "no digests"))
@@ -227,6 +258,12 @@ def _set_aside(directory):
       raise errors.SafeStop(
         f"all checkpoints in {directory} are damaged, of steps "
         f"{', '.join(damaged)}: give another --workdir to start anew"
+      )
+    if len(found) > 1:  # one alone is the first that a process died before
+      raise errors.UserError(
+        f"the checkpoints in {directory} are from before there were digests, "
+        "and cannot be verified: train again in another --workdir, or use the "
+        "version of ssljax that wrote them"
       )
   for step, kind, wrong in found:
     aside = os.path.join(directory, f"{kind}-{step}")

@@ -50,10 +50,6 @@ class Clock:
     finally:
       self.switch(before)
 
-  def lose(self, seconds: float) -> None:
-    """Notes seconds of an earlier process whose work is to be done again."""
-    self._seconds["lost"] += seconds
-
   def read(self) -> dict[str, float]:
     """Seconds by kind until now."""
     self.switch(self._kind)

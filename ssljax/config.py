@@ -17,6 +17,7 @@ from ml_collections import config_dict
 from ml_collections import config_flags
 
 from ssljax import errors
+from ssljax import files
 
 
 def base(modality: str = "image") -> config_dict.ConfigDict:
@@ -327,8 +328,7 @@ def _is_pair(value):
 
 
 def save(config: config_dict.ConfigDict, path: str) -> None:
-  with open(path, "w") as f:
-    json.dump(to_dict(config), f, indent=2, sort_keys=True)
+  files.write(path, json.dumps(to_dict(config), indent=2, sort_keys=True))
 
 
 def to_dict(config: config_dict.ConfigDict) -> dict:

@@ -52,13 +52,31 @@ def wrong_array(tree, expected: dict[str, list]) -> str | None:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if name not in expected:
       return name
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-      continue
-    whole = np.asarray(leaf)
+    parts = _parts(leaf)
     for place, digest in expected[name]:
-      part = whole[tuple(slice(*ends) for ends in place)]
-      if _of_array(part) != digest:
+      part = _at(place, parts)
+      if part is not None and _of_array(part) != digest:
         return name
+  return None
+
+
+def _parts(leaf):
+  """[(place, array), ...]: the whole, or what this process has of it."""
+  shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+  if shared and not leaf.is_fully_replicated:
+    shards = leaf.addressable_shards
+    return [(_place(s.index, leaf.shape), np.asarray(s.data)) for s in shards]
+  whole = np.asarray(leaf)
+  return [([(0, n) for n in whole.shape], whole)]
+
+
+def _at(place, parts):
+  """What lies at a place in the whole array; None where no part holds it."""
+  for ends, part in parts:
+    both = list(zip(place, ends))
+    if all(a <= start and stop <= b for (start, stop), (a, b) in both):
+      inside = (slice(start - a, stop - a) for (start, stop), (a, _) in both)
+      return part[tuple(inside)]
   return None
 
 

@@ -4,7 +4,6 @@ The floors are raw pixels and the encoder as it was before training. Protocols
 are fixed and carry a version; what they gave is comparable across releases.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import numpy as np
 from ssljax import checkpoint
 from ssljax import core
 from ssljax import errors
+from ssljax import files
 from ssljax import run as run_lib
 from ssljax import sharding
 from ssljax.data import sources
@@ -233,15 +233,9 @@ def _tuned(run, state, example):
 
 def _record(figures, path):
   """Adds the figures to those of other protocols, whole or not at all."""
-  draft = path + ".draft"
   try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(draft, "w") as f:
-      json.dump(_joined(_before(path), figures), f, indent=2)
-    os.replace(draft, path)
+    files.write(path, json.dumps(_joined(_before(path), figures), indent=2))
   except OSError as e:
-    with contextlib.suppress(OSError):
-      os.remove(draft)
     raise errors.SafeStop(
       f"{path} could not be written ({e.strerror}): make room and evaluate "
       f"again; the figures were {json.dumps(figures)}"
@@ -288,9 +282,31 @@ def labelled(run, name: str | None, split: str, labels: bool | None = True):
 
 
 def eval_sets(run):
-  """The config's (train, test) sets for evaluation; None where they are ''."""
-  splits = run.config.eval.train_split, run.config.eval.test_split
-  return [labelled(run, None, s) for s in splits] if all(splits) else None
+  """The config's (train, test) sets for evaluation; None where they are ''.
+
+  Raises:
+    UserError: `knn` would refuse them, which is found before training.
+  """
+  splits = {k: run.config.eval[k] for k in ("train_split", "test_split")}
+  if not all(splits.values()):
+    return None
+  sets = [labelled(run, None, split) for split in splits.values()]
+  (n, classes), k = (len(sets[0]), sets[0].num_classes), knn_lib.K
+  or_none = "or set --config.eval.train_split='' for no evaluation"
+  if n < k:
+    raise errors.UserError(
+      f"config.eval.train_split={splits['train_split']} has {n} examples, and "
+      f"kNN takes {k} neighbours: give a larger split, {or_none}"
+    )
+  for (key, split), source in zip(splits.items(), sets):
+    labels = source.labels()
+    if labels.min() < 0 or labels.max() >= classes:
+      raise errors.UserError(
+        f"config.eval.{key}={split} has labels in [{labels.min()}, "
+        f"{labels.max()}], not in [0, {classes}): give a split whose examples "
+        f"are all labelled, {or_none}"
+      )
+  return sets
 
 
 def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:

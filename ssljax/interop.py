@@ -18,6 +18,7 @@ from ssljax import checkpoint
 from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import files
 from ssljax import layouts
 from ssljax import layouts_text
 from ssljax import run as run_lib
@@ -286,17 +287,14 @@ def _save(run, state, workdir):
   try:
     os.makedirs(workdir, exist_ok=True)
     checkpoint.require_room(workdir, state)
-    with open(os.path.join(workdir, "environment.json"), "w") as f:
-      json.dump(train.environment(), f, indent=2)
+    path = os.path.join(workdir, "environment.json")
+    files.write(path, json.dumps(train.environment(), indent=2))
     checkpoints = checkpoint.Checkpoints(os.path.join(workdir, "checkpoints"))
     checkpoints.save(0, state)
     checkpoints.wait()
     checkpoints.close()
     for name, text in run.source.files.items():
-      path = run_lib.data_file(workdir, name)
-      os.makedirs(os.path.dirname(path), exist_ok=True)
-      with open(path, "w") as f:
-        f.write(text)
+      files.write(run_lib.data_file(workdir, name), text)
     config_lib.save(run.config, os.path.join(workdir, "config.json"))
   except OSError as e:
     raise errors.UserError(

@@ -16,6 +16,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 
 from ssljax import errors
+from ssljax import files
 from ssljax import monitors
 from ssljax import sharding
 
@@ -38,6 +39,7 @@ class Log:
 
   Attributes:
     figures: of the run so far, as the command prints them.
+    knn: {step: accuracy} of the run so far.
   """
 
   def __init__(self, run, workdir, clock, start, dim):
@@ -51,10 +53,8 @@ class Log:
     self._peaks = {}  # of each spread
     self._rows = []  # fetched, not yet written
     self._path = os.path.join(workdir, "metrics.jsonl")
-    rows, dropped = _drop_rows_after(self._path, start)
+    rows = _drop_rows_after(self._path, start)
     self._spent_before = _spent(rows)  # by earlier processes
-    lost = sum(_spent(dropped).values()) - sum(self._spent_before.values())
-    clock.lose(max(0.0, lost))
     before = {name: value for row in rows for name, value in row.items()}
     self._file = open(self._path, "a")
     self._tb = TensorBoard(os.path.join(workdir, "tb"), start + 1)
@@ -71,7 +71,7 @@ class Log:
     self._paused = 0.0  # seconds in evaluation
     self._count = 0
     self._before_s = before.get("train_s", 0.0)  # before this process
-    self._knn = before.get("knn")
+    self.knn = {row["step"]: row["knn"] for row in rows if "knn" in row}
     self._rate = f"{run.source.unit}_per_s"
     names = "loss", "train_s", "step_s", self._rate, "knn"
     self.figures = {"steps": start} | {name: before.get(name) for name in names}
@@ -100,9 +100,12 @@ class Log:
   def evaluated(self, step, knn):
     """Notes an evaluation, whose seconds do not count as training."""
     now = time.perf_counter()
-    self._paused += now - self._ends
+    if self._first is None:  # it counts neither as before the first step
+      self._start += now - self._ends
+    else:
+      self._paused += now - self._ends
     self._ends = now
-    self._knn = knn
+    self.knn[step] = knn
     self.figures["knn"] = knn
     self._emit({"step": step, "knn": knn})
 
@@ -183,8 +186,8 @@ class Log:
       "loss": f"{row['loss']:.4f}",
       self._rate.replace("_per_s", "/s"): f"{row[self._rate]:.0f}",
     }
-    if self._knn is not None:
-      shown["knn"] = f"{self._knn:.4f}"
+    if self.figures["knn"] is not None:
+      shown["knn"] = f"{self.figures['knn']:.4f}"
     self._bar.set_postfix(shown, refresh=False)
 
   def _emit(self, row):
@@ -251,17 +254,22 @@ class TensorBoard:
 def _drop_rows_after(path, step):
   """Forgets what was logged after the checkpoint that the run resumes from.
 
-  Returns the rows that stay, and those that do not.
+  The seconds that it took stay, as lost, in a row of their own: this process
+  may be killed before it writes another. Returns the rows that stay.
   """
   if not os.path.exists(path):
-    return [], []
+    return []
   with open(path) as f:
     # A line cut short by a kill has no end.
     rows = [json.loads(line) for line in f if line.endswith("\n")]
   kept = [row for row in rows if row["step"] <= step]
-  with open(path, "w") as f:
-    f.writelines(json.dumps(row) + "\n" for row in kept)
-  return kept, [row for row in rows if row["step"] > step]
+  spent = _spent(kept)
+  lost = sum(_spent(rows).values()) - sum(spent.values())
+  if lost > 0:
+    spent["lost"] = round(spent.get("lost", 0.0) + lost, 3)
+    kept.append({"step": step} | {_SPENT + k: s for k, s in spent.items()})
+  files.write(path, "".join(json.dumps(row) + "\n" for row in kept))
+  return kept
 
 
 def _spent(rows):

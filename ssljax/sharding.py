@@ -57,6 +57,13 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
+def of_first(value: bool) -> bool:
+  """What the first process says, on all of them."""
+  if jax.process_count() == 1:
+    return value
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> jax.sharding.Mesh:
   """A mesh with the axes `data` and `fsdp`.
 

@@ -22,6 +22,7 @@ from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import files
 from ssljax import log as log_lib
 from ssljax import monitors
 from ssljax import ops
@@ -47,17 +48,20 @@ def train(config, workdir: str) -> dict:
     SystemExit: with 143, after SIGTERM, with everything saved.
   """
   clock = clock_lib.Clock(config.watchdog_s)
-  _refuse_another_config(config, workdir)
+  folder = os.path.join(workdir, "checkpoints")
+  # Without one it is what a try that failed has left, to be written anew.
+  begun = bool(checkpoint.steps_in(folder))
+  if begun:
+    _refuse_another_config(config, workdir)
   run = run_lib.build(config)
-  _refuse_other_files(run, workdir)
+  if begun:
+    _refuse_other_files(run, workdir)
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
   _claim(run, workdir)
   checkpoint.require_room(workdir, run.abstract_state)
-  checkpoints = checkpoint.Checkpoints(
-    os.path.join(workdir, "checkpoints"), keep=config.checkpoint.keep
-  )
+  checkpoints = checkpoint.Checkpoints(folder, keep=config.checkpoint.keep)
   resumed_from = checkpoints.latest_step()
   if resumed_from is not None:
     state = checkpoints.restore(run.abstract_state)
@@ -165,13 +169,17 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
   """Returns the state after the last step."""
   config = run.config
   stop = run.total_steps
-  eval_every = config.eval.every_epochs
-  eval_every = eval_every and max(1, round(eval_every * run.steps_per_epoch))
   if monitor and int(state.step) < stop:
     with clock.of("compile"):
       monitor.compile(state)
+  checkpoints.knn = log.knn
   clock.switch("step")
-  with _Terminated() as terminated:
+  # However it ends, what is being saved is saved; a signal waits for that.
+  with _Terminated() as terminated, checkpoints:
+    start = int(state.step)
+    due = sets and _evaluates(run, start)
+    if due and sharding.of_first(start not in log.knn):
+      _evaluate(run, state, sets, log, clock)  # it ended before it had
     for update in updates(run, state, step_fn, clock=clock):
       done, state = update.step, update.state
       log.add(done, update.metrics, update.batch["index"])
@@ -180,29 +188,35 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
       last = done == stop
       if monitor and (last or done % config.monitor.every_steps == 0):
         log.monitored(done, monitor(state))
-      evaluates = sets and (
-        (last and config.eval.last) or (eval_every and done % eval_every == 0)
-      )
       # Read once: a signal later in this step ends the run after the next.
       stops = terminated.at(done)
       saves = last or stops or done % config.checkpoint.every_steps == 0
+      evaluates = sets and _evaluates(run, done)
       if evaluates or saves:
         log.flush()  # waits, so that nothing that is not finite is saved
-      knn = None
-      if evaluates and not stops:
-        with clock.of("evaluate"):
-          knn = evaluate.knn(run, state, sets)
-        log.evaluated(done, knn)
-      if evaluates or saves:
         with clock.of("save"):
-          checkpoints.save(done, state, knn=knn)
+          checkpoints.save(done, state)
+      if evaluates and not stops:
+        _evaluate(run, state, sets, log, clock)
       if stops:
         checkpoints.wait()
         logging.warning("SIGTERM: saved step %d", done)
         raise SystemExit(143)
-  checkpoints.wait()
-  checkpoints.close()
   return state
+
+
+def _evaluates(run, step):
+  """Whether the run is evaluated after the step; not before the first."""
+  config = run.config.eval
+  every = config.every_epochs
+  every = every and max(1, round(every * run.steps_per_epoch))
+  last = config.last and step == run.total_steps
+  return step > 0 and bool(last or (every and step % every == 0))
+
+
+def _evaluate(run, state, sets, log, clock):
+  with clock.of("evaluate"):
+    log.evaluated(int(state.step), evaluate.knn(run, state, sets))
 
 
 class Update(NamedTuple):
@@ -331,12 +345,9 @@ def _claim(run, workdir):
       return
     config_lib.save(run.config, os.path.join(workdir, "config.json"))
     for name, text in run.source.files.items():
-      path = run_lib.data_file(workdir, name)
-      os.makedirs(os.path.dirname(path), exist_ok=True)
-      with open(path, "w") as f:
-        f.write(text)
-    with open(os.path.join(workdir, "environment.json"), "w") as f:
-      json.dump(environment(), f, indent=2)
+      files.write(run_lib.data_file(workdir, name), text)
+    path = os.path.join(workdir, "environment.json")
+    files.write(path, json.dumps(environment(), indent=2))
   except OSError as e:
     raise errors.UserError(
       f"cannot write to --workdir={workdir} ({e.strerror}): give another"
@@ -387,9 +398,13 @@ def first_state(run: run_lib.Run) -> core.TrainState:
   if not run.config.init_from:
     return run_lib.init_state(run)
   _refuse_other_files(run, run.config.init_from)
-  other = checkpoint.Checkpoints(
-    os.path.join(run.config.init_from, "checkpoints"), read_only=True
-  )
+  folder = os.path.join(run.config.init_from, "checkpoints")
+  other = checkpoint.Checkpoints(folder, read_only=True)
+  if other.latest_step() is None:
+    raise errors.UserError(
+      f"no checkpoint in {folder}: give the workdir of a run that has one as "
+      "--config.init_from"
+    )
   parts = ("params", "method_state")
   old = other.restore_part({k: getattr(run.abstract_state, k) for k in parts})
   return run_lib.init_state(run)._replace(**old)

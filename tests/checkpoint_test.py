@@ -129,8 +129,13 @@ def test_without_digests_nothing_counts_as_saved(folder):
       os.remove(path)
   with pytest.raises(errors.UserError, match="that is whole .*: there is 1, 2"):
     _restored(folder, read_only=True)
+  with pytest.raises(errors.UserError, match="are from before .* train again"):
+    checkpoint.Checkpoints(str(folder))
+  assert sorted(os.listdir(folder)) == ["1", "2", "3"]
+  for step in "12":  # one alone may be the first, whose process died
+    shutil.rmtree(folder / step)
   assert checkpoint.Checkpoints(str(folder)).latest_step() is None
-  assert sorted(os.listdir(folder)) == [f"unfinished-{i}" for i in (1, 2, 3)]
+  assert os.listdir(folder) == ["unfinished-3"]
 
 
 def test_files_are_read_once(folder, monkeypatch):
@@ -166,6 +171,52 @@ def test_a_save_that_reads_otherwise_does_not_count(tmp_path, monkeypatch):
   assert "unfinished-2" in os.listdir(tmp_path)
 
 
+def test_a_save_that_fails_after_another_error_is_logged(
+  tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(checkpoint, "_read_arrays", lambda *_: {"step": 3})
+  with pytest.raises(ValueError, match="the first"):
+    with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+      checkpoints.save(2, _state(2))
+      raise ValueError("the first")
+  assert "step of step 2 reads otherwise" in caplog.text
+  with pytest.raises(errors.SafeStop, match="reads otherwise"):
+    with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+      checkpoints.save(3, _state(3))
+
+
+def test_a_step_is_removed_only_once_a_later_one_is_whole(
+  tmp_path, monkeypatch
+):
+  read, there = checkpoint._read_arrays, []
+
+  def note(*args):
+    there.append(sorted(os.listdir(tmp_path)))
+    return read(*args)
+
+  monkeypatch.setattr(checkpoint, "_read_arrays", note)
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, _state(step))
+  assert there == [["1"], ["1", "2"], ["2", "3"]]
+  assert os.listdir(tmp_path) == ["3"]
+
+
+def test_the_last_and_the_best_are_kept_over_a_restart(tmp_path):
+  knn = {1: 0.5, 2: 0.9, 3: 0.4}
+  for steps in ((1, 2, 3), (4, 5, 6)):
+    with checkpoint.Checkpoints(str(tmp_path), keep=2) as checkpoints:
+      checkpoints.knn = knn
+      for step in steps:
+        checkpoints.save(step, _state(step))
+  assert sorted(os.listdir(tmp_path)) == ["2", "5", "6"]
+
+
+def test_to_keep_none_is_refused(tmp_path):
+  with pytest.raises(errors.UserError, match="checkpoint.keep=0: give 1"):
+    checkpoint.Checkpoints(str(tmp_path), keep=0)
+
+
 def test_arrays_are_checked_though_their_files_are_as_written(folder):
   arrays = digests.read(str(folder / "3"))
   assert digests.wrong_array(_state(3), arrays) is None
@@ -174,3 +225,23 @@ def test_arrays_are_checked_though_their_files_are_as_written(folder):
   digests.write(str(folder / "2"), arrays)
   with pytest.raises(errors.UserError, match="2 is damaged"):
     checkpoint.Checkpoints(str(folder)).restore(_state(0), 2)
+
+
+@pytest.mark.parametrize("spec", [jax.P(), jax.P("data")])
+def test_arrays_that_processes_share_are_checked_too(folder, monkeypatch, spec):
+  arrays = digests.read(str(folder / "3"))
+  assert len(arrays["moments"]) == 8  # parts
+  shared = jax.NamedSharding(jax.make_mesh((8,), ("data",)), spec)
+  states = []
+  for place in (None, 0, 1023):
+    moments = np.arange(1024.0, dtype=np.float32) + 3
+    if place is not None:
+      moments[place] += 1
+    moments = jax.device_put(moments, shared)
+    states.append(_state(3) | {"moments": moments})
+  monkeypatch.setattr(jax.NamedSharding, "is_fully_addressable", False)
+  assert not states[0]["moments"].is_fully_addressable
+  wrong = [digests.wrong_array(state, arrays) for state in states]
+  assert wrong == [None, "moments", "moments"]
+  arrays["moments"] = arrays["moments"][:-1]  # the last another's alone
+  assert digests.wrong_array(states[2], arrays) is None

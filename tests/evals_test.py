@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,10 @@ from sklearn import datasets
 from sklearn import linear_model
 from sklearn import neighbors
 
+from ssljax import config as config_lib
 from ssljax import errors
+from ssljax import evaluate
+from ssljax.data import sources
 from ssljax.evals import knn
 from ssljax.evals import linear_probe
 
@@ -236,6 +240,40 @@ FASHION = "/usr/share/datasets/fashion-mnist"  # Debian: dataset-fashion-mnist
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir(FASHION), reason=f"no {FASHION}")
+def _sets(n, train, test):
+  image = np.zeros((n, 2, 2, 1), np.uint8)
+  make = lambda label: sources.ArraySource({"image": image, "label": label})
+  return {"train": make(train), "test": make(test)}
+
+
+@pytest.mark.parametrize(
+  "n, train, test, message",
+  [
+    (19, 1, 1, "train_split=train has 19 examples, .* 20 neighbours: give"),
+    (20, 1, -1, r"test_split=test has labels in \[-1, 1\], not in \[0, 2\)"),
+    (20, -1, 1, r"train_split=train has labels in \[-1, 1\]"),
+    (20, 1, 2, r"test_split=test has labels in \[0, 2\]"),
+    (20, 1, 1, None),
+  ],
+)
+@pytest.mark.parametrize("decoded", [False, True])
+def test_what_knn_would_refuse_is_found_when_the_sets_are_opened(
+  monkeypatch, n, train, test, message, decoded
+):
+  labels = [np.arange(n) % 2 for _ in range(2)]
+  labels[0][7], labels[1][7] = train, test
+  sets = _sets(n, *labels)
+  if decoded:  # their labels have to be read
+    sets = {k: sources.Part(s, np.arange(n)) for k, s in sets.items()}
+  monkeypatch.setattr(evaluate, "labelled", lambda run, name, s: sets[s])
+  run = types.SimpleNamespace(config=config_lib.base())
+  if message is None:
+    assert evaluate.eval_sets(run) == list(sets.values())
+    return
+  with pytest.raises(errors.UserError, match=message):
+    evaluate.eval_sets(run)
+
+
 def test_raw_pixels_of_fashion_mnist():
   def read(name, offset):
     with gzip.open(os.path.join(FASHION, name)) as f:
@@ -313,8 +351,6 @@ def test_a_part_of_the_labels():
 
 
 def test_figures_of_protocols_are_kept_together(tmp_path):
-  from ssljax import evaluate
-
   path = str(tmp_path / "eval" / "7.json")
   data = {"dataset": "d", "train_split": "train", "test_split": "test"}
   record = lambda **more: evaluate._record(data | more, path)

@@ -50,3 +50,34 @@ def test_an_update_that_was_left_out_is_told_and_in_no_mean(tmp_path, caplog):
   again = _log(run, tmp_path, start=4)
   again.close()
   assert again.figures["skipped"] == 1
+
+
+def test_lost_seconds_are_told_though_the_next_process_ends_at_once(tmp_path):
+  row = lambda step, s: {"step": step, "loss": 1.0, "seconds/step": s}
+  rows = [row(2, 10.0), row(4, 25.0)]
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+  for _ in range(2):
+    _log(_run(nonfinite="stop"), tmp_path, start=2).close()
+  log = _log(_run(nonfinite="stop"), tmp_path, start=2)
+  for step in (3, 4):
+    log.add(step, {"loss": 1.0, "grad_norm": 1.0}, np.array([step]))
+  log.flush()
+  log.close()
+  *_, last = map(json.loads, open(path))
+  assert last["seconds/lost"] == 15.0
+  assert last["seconds/step"] == pytest.approx(10.0, abs=1)
+
+
+def test_the_log_is_whole_while_it_is_cut(tmp_path, monkeypatch):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 1.0}\n')
+  before = path.read_text()
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(log_lib.files.os, "replace", killed)
+  with pytest.raises(KeyboardInterrupt):
+    _log(_run(nonfinite="stop"), tmp_path, start=2)
+  assert path.read_text() == before

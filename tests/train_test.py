@@ -135,7 +135,8 @@ def test_a_run_starts_from_another_with_an_optimizer_of_its_own(
   with pytest.raises(errors.UserError, match=r"is \(32,\) there and \(64"):
     train.train(wider, str(tmp_path / "wider"))
   nowhere = config_lib.load(config, [*flags, "--config.init_from=/nowhere"])
-  with pytest.raises(errors.UserError, match="no checkpoint in /nowhere"):
+  missing = "no checkpoint in /nowhere/.* --config.init_from"
+  with pytest.raises(errors.UserError, match=missing):
     train.train(nowhere, str(tmp_path / "nowhere"))
 
 
@@ -516,6 +517,25 @@ def test_other_mistakes(config, whole, tmp_path):
   assert "has the updates 1 to 80" in line
   line = _main(["evaluate", f"--workdir={whole[0]}", "--step=5"])
   assert "no checkpoint of step 5" in line
+
+
+def test_a_try_that_failed_leaves_the_workdir_free(
+  config, tmp_path, monkeypatch
+):
+  def loop(*_):
+    raise errors.UserError("it trains")
+
+  monkeypatch.setattr(train, "_loop", loop)
+  flags = ["train", f"--config={config}", f"--workdir={tmp_path}"]
+  flags.append("--config.monitor.every_steps=0")
+  line = _main([*flags, "--config.init_from=/none"])
+  assert "no checkpoint in /none/" in line and "--config.init_from" in line
+  assert config_lib.restore(tmp_path / "config.json").init_from == "/none"
+  assert _main(flags) == "ssljax: it trains"
+  assert config_lib.restore(tmp_path / "config.json").init_from is None
+  (tmp_path / "checkpoints" / "20").mkdir()
+  line = _main([*flags, "--config.seed=1"])
+  assert "another config (seed: 0 -> 1)" in line
 
 
 def test_no_room_for_a_checkpoint_is_said_before_training(

@@ -48,6 +48,11 @@ class Source:
     """The places 0 to n - 1 in the order in which all are read fastest."""
     return np.arange(len(self))
 
+  def labels(self) -> np.ndarray:
+    """Of all examples; of some where all would have to be decoded for it."""
+    n = len(self)
+    return self.read(np.linspace(0, n - 1, min(n, 64)).astype(int))["label"]
+
 
 class Part(Source):
   """Some examples of a source."""
@@ -106,6 +111,9 @@ class ArraySource(ImageSource):
 
   def read(self, indices):
     return {k: v[indices] for k, v in self._arrays.items()}
+
+  def labels(self):
+    return self._arrays["label"]
 
 
 class DecodedSource(ImageSource):

@@ -106,6 +106,9 @@ class TextSource(sources.Source):
           batch[key] = batch[key][:, :longest]
     return batch
 
+  def labels(self):
+    return self._arrays["label"]
+
   def decode(self, i) -> str:
     """A row as text."""
     row = self._arrays["tokens"][i][: self._lengths[i]]

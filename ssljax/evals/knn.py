@@ -14,6 +14,8 @@ import numpy as np
 from ssljax import errors
 from ssljax import ops
 
+K = 20  # neighbours
+
 # Similarities at a time, 240 MB: 1,000 test examples for 60,000 to learn from.
 _BLOCK = 60_000_000
 
@@ -25,7 +27,7 @@ def knn(
   test_y: np.ndarray,
   *,
   num_classes: int,
-  k: int = 20,
+  k: int = K,
   temperature: float = 0.1,
 ) -> dict:
   """Returns `accuracy` in [0, 1] and `protocol`.

@@ -1,0 +1,65 @@
+import os
+import types
+
+import pytest
+
+from ssljax import config as config_lib
+from ssljax import files
+from ssljax import train
+
+
+def test_what_a_run_goes_on_by_is_moved_into_place(tmp_path, monkeypatch):
+  moved = []
+  replace = os.replace
+  note = lambda old, new: (
+    moved.append(os.path.basename(new)) or replace(old, new)
+  )
+  monkeypatch.setattr(os, "replace", note)
+  source = types.SimpleNamespace(files={"tokenizer": "{}"})
+  run = types.SimpleNamespace(config=config_lib.base(), source=source)
+  train._claim(run, str(tmp_path))
+  assert moved == ["config.json", "tokenizer.json", "environment.json"]
+  train._claim(run, str(tmp_path))
+  assert len(moved) == 3
+
+
+def test_a_kill_while_writing_leaves_what_was_there(tmp_path, monkeypatch):
+  path = str(tmp_path / "folder" / "config.json")
+  files.write(path, "old")
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  for name in ("fsync", "replace"):
+    with monkeypatch.context() as patch:
+      patch.setattr(os, name, killed)
+      with pytest.raises(KeyboardInterrupt):
+        files.write(path, "new")
+    assert open(path).read() == "old"
+  files.write(path, "new")
+  assert open(path).read() == "new"
+  assert os.listdir(tmp_path / "folder") == ["config.json"]
+
+
+def test_a_full_disk_leaves_what_was_there_and_nothing_beside(
+  tmp_path, monkeypatch
+):
+  path = str(tmp_path / "config.json")
+  files.write(path, "old")
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(OSError, match="No space"):
+    files.write(path, "new")
+  assert open(path).read() == "old"
+  assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_what_is_equal_is_left_alone(tmp_path):
+  path = str(tmp_path / "config.json")
+  files.write(path, "text")
+  before = os.stat(path).st_ino
+  files.write(path, "text")
+  assert os.stat(path).st_ino == before
