@@ -22,10 +22,9 @@ def get_config(arg=None):
     mean=(0.286,),
     std=(0.353,),
   )
-  # The authors' start. After 390 updates, on held-out images, a linear probe has
-  # 0.8109 of it and 0.7665 of "mae"; kNN 0.6791 and 0.6936, for a direction that
-  # all images share rules the cosines: RankMe is 1.5 and 5.1
-  # (`python -m benchmarks.recipes`).
+  # The authors' start. After 390 updates, on held-out images, a linear probe
+  # has 0.8109 of it and 0.7665 of "mae"; kNN has 0.6791 and 0.6936, and RankMe
+  # is 1.5 and 5.1 (`python -m benchmarks.recipes`).
   config.encoder = dict(
     name="vit",
     variant="Ti/4",

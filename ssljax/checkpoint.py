@@ -60,6 +60,9 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
+        # What else it would warn of.
+        create=not read_only,
+        save_interval_steps=0 if read_only else 1,
       ),
     )
 

@@ -121,6 +121,7 @@ def test_a_topology_of_no_devices_is_told(mistake):
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_a_damaged_config_of_a_run_is_told(mistake, tmp_path, command, text):
   (tmp_path / "config.json").write_text(text)
+  (tmp_path / "checkpoints" / "10").mkdir(parents=True)  # else none has begun
   line = mistake(command, f"--workdir={tmp_path}")
   assert f"{tmp_path / 'config.json'} is damaged" in line
 
