@@ -202,10 +202,7 @@ class Log:
       self._file.flush()
       self._tb.write(row)
     except OSError as e:
-      raise errors.SafeStop(
-        f"{self._path} could not be written ({e.strerror}); the checkpoints "
-        "are kept: make room and start again in the same workdir"
-      ) from e
+      raise _not_written(self._path, e) from e
 
   def _not_finite(self, step, metrics, index):
     """Stops the run, or notes that the update was left out."""
@@ -268,8 +265,18 @@ def _drop_rows_after(path, step):
   if lost > 0:
     spent["lost"] = round(spent.get("lost", 0.0) + lost, 3)
     kept.append({"step": step} | {_SPENT + k: s for k, s in spent.items()})
-  files.write(path, "".join(json.dumps(row) + "\n" for row in kept))
+  try:
+    files.write(path, "".join(json.dumps(row) + "\n" for row in kept))
+  except OSError as e:
+    raise _not_written(path, e) from e
   return kept
+
+
+def _not_written(path, error):
+  return errors.SafeStop(
+    f"{path} could not be written ({error.strerror}); the checkpoints are kept: "
+    "make room and start again in the same workdir"
+  )
 
 
 def _spent(rows):

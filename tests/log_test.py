@@ -74,10 +74,17 @@ def test_the_log_is_whole_while_it_is_cut(tmp_path, monkeypatch):
   path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 1.0}\n')
   before = path.read_text()
 
-  def killed(*_):
-    raise KeyboardInterrupt
+  def fails(error):
+    def replace(*_):
+      raise error
 
-  monkeypatch.setattr(log_lib.files.os, "replace", killed)
+    monkeypatch.setattr(log_lib.files.os, "replace", replace)
+
+  fails(KeyboardInterrupt)
   with pytest.raises(KeyboardInterrupt):
+    _log(_run(nonfinite="stop"), tmp_path, start=2)
+  assert path.read_text() == before
+  fails(OSError(28, "No space left on device"))
+  with pytest.raises(errors.SafeStop, match="No space left.* make room"):
     _log(_run(nonfinite="stop"), tmp_path, start=2)
   assert path.read_text() == before
