@@ -274,8 +274,8 @@ def _drop_rows_after(path, step):
 
 def _not_written(path, error):
   return errors.SafeStop(
-    f"{path} could not be written ({error.strerror}); the checkpoints are kept: "
-    "make room and start again in the same workdir"
+    f"{path} could not be written ({error.strerror}); the checkpoints are "
+    "kept: make room and start again in the same workdir"
   )
 
 
