@@ -56,10 +56,11 @@ def evaluate(
       encoder, which take as long again.
 
   Returns:
-    `protocol`, a version for each, and their figures. `knn` and `linear`:
-    accuracies in [0, 1], for the encoder, for the raw input (`raw_`: pixels, or
-    TF-IDF) and for the encoder before training (`random_`). `loss`: `test_` and
-    the loss and each metric; of text also the perplexity and bits a byte.
+    `dataset`, `splits`, `protocol`, a version for each, and their figures.
+    `knn` and `linear`: accuracies in [0, 1], for the encoder, for the raw input
+    (`raw_`: pixels, or TF-IDF) and for the encoder before training (`random_`).
+    `loss`: `test_` and the loss and each metric; of text also the perplexity
+    and bits a byte.
     `finetune`: by fraction the mean accuracy over the seeds, its spread (the
     sample standard deviation) and all, from this start and from before training
     (`scratch`), and `raw`, `linear` of the raw input. Kept in
@@ -78,17 +79,18 @@ def evaluate(
   run, state = restore(workdir, step)
   figures = {
     "dataset": data or run.source.name,
-    "train_split": train_split or config.train_split,
-    "test_split": test_split or config.test_split,
+    "splits": {
+      "train": train_split or config.train_split,
+      "test": test_split or config.test_split,
+    },
     "step": int(state.step),
   }
   versions = {}
   if "loss" in protocols:
-    figures |= held_out(run, state, data, figures["test_split"])
+    figures |= held_out(run, state, data, figures["splits"]["test"])
     versions["loss"] = "loss/1 no dropout, views of epoch 0"
   if set(protocols) - {"loss"}:
-    splits = figures["train_split"], figures["test_split"]
-    sets = [labelled(run, data, split) for split in splits]
+    sets = [labelled(run, data, s) for s in figures["splits"].values()]
     start = run_lib.init_state(run)
     for name, result in _of_features(
       run, state, start if floors else None, sets, protocols
@@ -252,9 +254,7 @@ def _before(path):
 
 def _joined(old, new):
   """The figures of the same data, those of `new` first."""
-  if any(
-    old.get(k) != new[k] for k in ("dataset", "train_split", "test_split")
-  ):
+  if any(old.get(k) != new[k] for k in ("dataset", "splits")):
     return new
   joined = old | new
   for key in ("protocol", "finetune"):  # by protocol, by fraction

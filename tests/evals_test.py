@@ -352,7 +352,7 @@ def test_a_part_of_the_labels():
 
 def test_figures_of_protocols_are_kept_together(tmp_path):
   path = str(tmp_path / "eval" / "7.json")
-  data = {"dataset": "d", "train_split": "train", "test_split": "test"}
+  data = {"dataset": "d", "splits": {"train": "train", "test": "test"}}
   record = lambda **more: evaluate._record(data | more, path)
   record(knn=0.5, protocol={"knn": "knn/1"}, finetune={"0.1": {"accuracy": 1}})
   record(loss=2.0, protocol={"loss": "loss/1"}, finetune={"1": {"accuracy": 2}})
@@ -364,7 +364,7 @@ def test_figures_of_protocols_are_kept_together(tmp_path):
     "protocol": {"knn": "knn/1", "loss": "loss/1"},
     "finetune": {"0.1": {"accuracy": 1}, "1": {"accuracy": 2}},
   }
-  for other in ({"dataset": "other"}, {"test_split": "train[90%:]"}):
+  for other in ({"dataset": "other"}, {"splits": {"test": "held"}}):
     record(**other, knn=0.1)
     with open(path) as f:
       assert json.load(f) == data | other | {"knn": 0.1}
