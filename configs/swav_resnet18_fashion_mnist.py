@@ -3,7 +3,12 @@
   ssljax train --config=configs/swav_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Two crops of one size. Not yet reproduced.
+Two crops of one size. The rate was chosen on held-out images in the league's
+setting: a linear probe has 0.8571, against 0.8560 with 1.2, 0.8406 with 0.3 and
+0.8106 with 0.1 (`benchmarks/recipes.csv`). With
+`--config.optimizer.learning_rate=0.1`, two CPU cores of which it had one, 56
+minutes beside another training: kNN 0.8524, linear 0.8590. With the rate as it
+is now not yet reproduced with this encoder.
 """
 
 from ssljax import config as config_lib
@@ -28,7 +33,7 @@ def get_config(arg=None):
   )
   config.optimizer = dict(
     name="sgd",
-    learning_rate=0.1,
+    learning_rate=0.6,
     lr_scaling="linear",
     momentum=0.9,
     weight_decay=5e-4,
