@@ -60,6 +60,19 @@ def wrong_array(tree, expected: dict[str, list]) -> str | None:
   return None
 
 
+def wrong_part(read, expected: dict[str, list]) -> str | None:
+  """The name of the first array whose parts are not what they were, if any.
+
+  Args:
+    read: `(name, place) -> array`; one part is held at a time.
+    expected: what `of_arrays` gave.
+  """
+  for name, rows in expected.items():
+    if any(_of_array(read(name, place)) != digest for place, digest in rows):
+      return name
+  return None
+
+
 def _parts(leaf):
   """[(place, array), ...]: the whole, or what this process has of it."""
   shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

@@ -156,15 +156,34 @@ def test_nothing_starts_anew_where_all_are_damaged(folder):
       checkpoint.Checkpoints(str(folder))
 
 
+def _other(*unused):
+  return lambda name, place: np.int32(3)
+
+
+def test_a_save_whose_files_change_at_once_does_not_count(
+  tmp_path, monkeypatch
+):
+  read = checkpoint._reader
+
+  def flipped(path, names):
+    path = max(_files(path), key=os.path.getsize)
+    _flip(path, 4 * os.path.getsize(path))
+    return read(os.path.join(tmp_path, "1", "default"), names)
+
+  monkeypatch.setattr(checkpoint, "_reader", flipped)
+  noise = {"noise": jax.random.normal(jax.random.key(0), (1 << 16,))}
+  with pytest.raises(errors.SafeStop, match="noise of step 1 reads otherwise"):
+    with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+      checkpoints.save(1, _state(1) | noise)
+
+
 def test_a_save_that_reads_otherwise_does_not_count(tmp_path, monkeypatch):
   checkpoints = checkpoint.Checkpoints(str(tmp_path))
   checkpoints.save(1, _state(1))
   checkpoints.wait()
-  monkeypatch.setattr(
-    checkpoint, "_read_arrays", lambda *_: {"step": np.int32(3)}
-  )
+  monkeypatch.setattr(checkpoint, "_reader", _other)
   checkpoints.save(2, _state(2))
-  with pytest.raises(errors.SafeStop, match="step of step 2 reads .*, step 1"):
+  with pytest.raises(errors.SafeStop, match="flags of step 2 reads .*, step 1"):
     checkpoints.wait()
   monkeypatch.undo()
   assert int(_restored(tmp_path)["step"]) == 1
@@ -174,12 +193,12 @@ def test_a_save_that_reads_otherwise_does_not_count(tmp_path, monkeypatch):
 def test_a_save_that_fails_after_another_error_is_logged(
   tmp_path, monkeypatch, caplog
 ):
-  monkeypatch.setattr(checkpoint, "_read_arrays", lambda *_: {"step": 3})
+  monkeypatch.setattr(checkpoint, "_reader", _other)
   with pytest.raises(ValueError, match="the first"):
     with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
       checkpoints.save(2, _state(2))
       raise ValueError("the first")
-  assert "step of step 2 reads otherwise" in caplog.text
+  assert "flags of step 2 reads otherwise" in caplog.text
   with pytest.raises(errors.SafeStop, match="reads otherwise"):
     with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
       checkpoints.save(3, _state(3))
@@ -188,13 +207,13 @@ def test_a_save_that_fails_after_another_error_is_logged(
 def test_a_step_is_removed_only_once_a_later_one_is_whole(
   tmp_path, monkeypatch
 ):
-  read, there = checkpoint._read_arrays, []
+  read, there = checkpoint._reader, []
 
   def note(*args):
     there.append(sorted(os.listdir(tmp_path)))
     return read(*args)
 
-  monkeypatch.setattr(checkpoint, "_read_arrays", note)
+  monkeypatch.setattr(checkpoint, "_reader", note)
   with checkpoint.Checkpoints(str(tmp_path), keep=1) as checkpoints:
     for step in (1, 2, 3):
       checkpoints.save(step, _state(step))
