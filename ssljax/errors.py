@@ -1,7 +1,10 @@
 """The two ways in which a command ends early, and their exit status."""
 
 import difflib
+import inspect
+import typing
 from collections.abc import Iterable
+from collections.abc import Mapping
 
 
 class UserError(ValueError):
@@ -37,3 +40,30 @@ def refuse_unknown(what: str, names: Iterable[str], known: Iterable[str]):
     if name not in known:
       more = hint(name, known) if known else ", nor other options"
       raise UserError(f"{what} has no {name!r}{more}")
+
+
+def refuse_words(what: str, given: Mapping, kinds: Mapping):
+  """Raises UserError for the first word where a number has to be.
+
+  Args:
+    what: they are options of.
+    given: {name: value}.
+    kinds: {name: annotation}.
+  """
+  for name, kind in kinds.items():
+    if isinstance(given.get(name), str) and _is_of_numbers(kind):
+      kind = inspect.formatannotation(kind)
+      raise UserError(f"{what}: {name}={given[name]!r} is not {kind}")
+
+
+def refuse_fields(what: str, given: Mapping, of: type):
+  """`refuse_unknown` and `refuse_words`, for the fields of a dataclass."""
+  kinds = {k: field.type for k, field in of.__dataclass_fields__.items()}
+  refuse_unknown(what, given, kinds)
+  refuse_words(what, given, kinds)
+
+
+def _is_of_numbers(annotation):
+  """Whether it says int, float or bool, alone or in a union or a tuple."""
+  kinds = typing.get_args(annotation) or (annotation,)
+  return str not in kinds and any(k in (int, float, bool) for k in kinds)

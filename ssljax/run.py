@@ -1,16 +1,9 @@
-"""A run: what a config names, built. `train`, `evaluate` and `embed` share it.
-
-Names resolve by import: `method.name = "simclr"` is `ssljax.methods.simclr`, a
-dotted name is a module of the user's own.
-"""
+"""A run: what a config names, built, for all commands to share."""
 
 import functools
-import importlib
 import inspect
 import math
 import os
-import pkgutil
-import typing
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -23,6 +16,7 @@ from ssljax import augment
 from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
+from ssljax import named
 from ssljax import optim
 from ssljax import schedules
 from ssljax import sharding
@@ -119,17 +113,17 @@ def build(config, *, source=None, devices=None) -> Run:
 
 def make_encoder(config):
   """The Flax module that `config.encoder` names."""
-  return _make("ssljax.models", config.encoder, dtype=_dtype(config))
+  return named.make("ssljax.models", config.encoder, dtype=_dtype(config))
 
 
 def make_method(config, **known) -> core.Method:
   """The method around its encoder; `known` goes to where `make` names it."""
   encoder = make_encoder(config)
-  make = module("ssljax.methods", config.method.name).make
+  make = named.module("ssljax.methods", config.method.name).make
   names = inspect.signature(make).parameters
   known = {k: v for k, v in known.items() if k in names}
   try:
-    return _make("ssljax.methods", config.method, encoder, **known)
+    return named.make("ssljax.methods", config.method, encoder, **known)
   except AttributeError as e:
     if e.obj is not encoder:
       raise
@@ -147,7 +141,7 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   `steps`.
   """
   del steps_per_epoch
-  options = _options(config.optimizer)
+  options = named.options(config.optimizer)
   if "learning_rate" not in options:
     raise errors.UserError("give config.optimizer.learning_rate")
   base = schedules.scale_lr(
@@ -155,10 +149,10 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
     config.batch_size,
     rule=options.pop("lr_scaling", None),
   )
-  schedule = _options(config.schedule)
+  schedule = named.options(config.schedule)
   name = schedule.pop("name")
   warmup = {k: schedule.pop(k) for k in list(schedule) if k in _WARMUP}
-  rate = _call(
+  rate = named.call(
     schedules.schedule,
     config.schedule,
     name,
@@ -195,7 +189,7 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
     )
   options["freeze"] = tuple(_in_steps(part, **known) for part in freeze)
   name = options.pop("name")
-  tx = _call(
+  tx = named.call(
     optim.make, config.optimizer, name=name, learning_rate=rate, **options
   )
   return tx, rate
@@ -222,23 +216,24 @@ _VIEWS = {"image": augment.pair, "text": text_views.pair}
 
 def make_augments(config, source):
   """The training views and the evaluation view, each `batch -> batch`."""
-  options = _options(config.augment)
+  options = named.options(config.augment)
   pair = _VIEWS[source.modality]
   if "seed" in inspect.signature(pair).parameters:
     options["seed"] = config.seed
-  return pair(options.pop("name"), source, **options)
+  name = options.pop("name")
+  return named.call(pair, config.augment, name, source, **options)
 
 
 def open_source(config, split: str, **like):
   """The source of `config.data` in a split; `like` replaces some options."""
-  options = {**_options(config.data), **like, "split": split}
+  options = {**named.options(config.data), **like, "split": split}
   modality = options.pop("modality")
   if modality not in _SOURCES:
     raise errors.UserError(
       f"unknown data.modality={modality!r}: choose among {', '.join(_SOURCES)}"
     )
   name = options.pop("name", "")
-  return _call(_SOURCES[modality], config.data, name, **options)
+  return named.call(_SOURCES[modality], config.data, name, **options)
 
 
 def data_file(workdir: str, name: str) -> str:
@@ -411,82 +406,3 @@ def _dtype(config):
       f"config.precision={config.precision!r}: choose float32 or bfloat16"
     )
   return known[config.precision]
-
-
-def _options(config) -> dict:
-  """A config's keys that are given; lists, as JSON has them, as tuples."""
-  tupled = lambda v: tuple(v) if isinstance(v, list) else v
-  return {k: tupled(v) for k, v in config.items() if v is not None}
-
-
-def module(package: str, name: str):
-  """The module of a name in a config."""
-  path = name if "." in name else f"{package}.{name}"
-  try:
-    found = importlib.import_module(path)
-  except ModuleNotFoundError as e:
-    if e.name and path.startswith(e.name):
-      hint = ": Python does not find it from here"
-      if path != name:
-        hint = errors.hint(name, _names(package))
-      raise errors.UserError(
-        f"no module {path} for the name {name!r}{hint}"
-      ) from e
-    raise
-  if not hasattr(found, "make"):
-    mend = "give it one"
-    if path != name:
-      mend = f"choose among {', '.join(_names(package))}"
-    raise errors.UserError(f"{path} has no `make`: {mend}")
-  return found
-
-
-def _names(package):
-  """The modules of a package whose `make` needs no more than an encoder."""
-  folder = importlib.import_module(package).__path__
-  names = []
-  for part in pkgutil.iter_modules(folder):
-    made = importlib.import_module(f"{package}.{part.name}")
-    if hasattr(made, "make") and _needs(made.make) <= 1:
-      names.append(part.name)
-  return names
-
-
-def _needs(function):
-  """How many positional arguments it has without a default."""
-  parameters = inspect.signature(function).parameters.values()
-  kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
-  return sum((p.kind, p.default) == kinds for p in parameters)
-
-
-def _make(package, config, *args, **known):
-  options = _options(config)
-  make = module(package, options.pop("name")).make
-  return _call(make, config, *args, **{**options, **known})
-
-
-def _call(function, config, *args, **options):
-  """Calls `make`, where wrong options are a UserError."""
-  signature = inspect.signature(function)
-  named = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-  if len(named) == len(signature.parameters):
-    known = [p.name for p in named if p.kind == p.KEYWORD_ONLY]
-    errors.refuse_unknown(config.get("name"), options, known)
-  for p in named:
-    value = options.get(p.name)
-    if isinstance(value, str) and _is_of_numbers(p.annotation):
-      kind = inspect.formatannotation(p.annotation)
-      raise errors.UserError(
-        f"{config.get('name')}: {p.name}={value!r} is not {kind}"
-      )
-  try:
-    signature.bind(*args, **options)
-  except TypeError as e:
-    raise errors.UserError(f"{config.get('name')}: {e}") from e
-  return function(*args, **options)
-
-
-def _is_of_numbers(annotation):
-  """Whether it says int, float or bool, alone or in a union or a tuple."""
-  kinds = typing.get_args(annotation) or (annotation,)
-  return str not in kinds and any(k in (int, float, bool) for k in kinds)

@@ -10,7 +10,7 @@ import ssljax
 from ssljax import cli
 from ssljax import config as config_lib
 from ssljax import errors
-from ssljax import run as run_lib
+from ssljax import named
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 QUICK = f"{ROOT}/configs/simclr_resnet18_fashion_mnist.py:quick"
@@ -100,6 +100,11 @@ WRONG = {
   "augment.interpolation=nearest": "choose bilinear or bicubic",
   "method.out_dim=abc": "simclr: out_dim='abc' is not int",
   "method.hidden_dim=abc": "simclr: hidden_dim='abc' is not int | None",
+  "encoder.bn_groups=x": "resnet: bn_groups='x' is not int",
+  "augment.flip_p=often": "augment 'simclr': flip_p='often' is not float",
+  "augment.eval_crop=most": "simclr: eval_crop='most' is not float",
+  "augment.eval_crop=1.5": "eval_crop=1.5: give a part, above 0 and up to 1",
+  "augment.eval_crop=0": "eval_crop=0: give a part, above 0 and up to 1",
   "optimizer.freeze=encoder": "freeze='encoder': give dicts of match and steps",
   "optimizer.groups=encoder": "group e: give match",
   "method.name=distillation": "ssljax.methods.distillation has no `make`",
@@ -211,7 +216,7 @@ def test_a_section_may_be_a_dict():
 
 
 def test_what_a_config_can_name_is_listed():
-  methods = run_lib._names("ssljax.methods")
+  methods = named.names("ssljax.methods")
   assert {"simclr", "mae", "bert", "gpt"} <= set(methods)
   assert not {"joint_embedding", "distillation"} & set(methods)
 

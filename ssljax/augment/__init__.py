@@ -22,7 +22,14 @@ def pair(
       centre. The papers' is 224 of 256 pixels on ImageNet.
     **options: keys of the preset, and `size` (height, width), the source's
       where it is not given.
+
+  Raises:
+    UserError: as `make` does, or nothing or too much to keep.
   """
+  if not 0 < eval_crop <= 1:
+    raise errors.UserError(
+      f"config.augment.eval_crop={eval_crop}: give a part, above 0 and up to 1"
+    )
   size = options.pop("size", source.shape[:2])
   views = make(name, size=size, **options)
   statistics = {k: options.get(k, PRESETS[name][k]) for k in ("mean", "std")}
@@ -50,7 +57,9 @@ def make(name: str, *, size, **overrides) -> Callable:
       f"unknown augment {name!r}: choose among {', '.join(PRESETS)}"
     )
   preset = PRESETS[name]
-  errors.refuse_unknown(f"augment {name!r}", overrides, preset)
+  kinds = {key: type(value) for key, value in preset.items()}
+  errors.refuse_unknown(f"augment {name!r}", overrides, kinds)
+  errors.refuse_words(f"augment {name!r}", overrides, kinds)
   options = {**preset, **overrides}
   for key in ("mean", "std"):
     if options[key] is not None:

@@ -46,7 +46,9 @@ def pair(
     raise errors.UserError(
       f"unknown augment {name!r} for text: choose among {', '.join(PRESETS)}"
     )
-  errors.refuse_unknown(f"augment {name!r}", overrides, PRESETS[name])
+  kinds = {key: type(value) for key, value in PRESETS[name].items()}
+  errors.refuse_unknown(f"augment {name!r}", overrides, kinds)
+  errors.refuse_words(f"augment {name!r}", overrides, kinds)
   if name == "none":
     return _same, _same
   options = {**PRESETS[name], **overrides}

@@ -46,7 +46,7 @@ def make(*, variant: str, **options) -> "Bert":
       f"unknown bert variant {variant!r}: give one of {', '.join(_SIZES)}, or "
       "roberta- and one of them"
     )
-  errors.refuse_unknown("bert", options, Bert.__dataclass_fields__)
+  errors.refuse_fields("bert", options, Bert)
   dim, depth, heads = _SIZES[size]
   sizes = dict(dim=dim, depth=depth, heads=heads)
   encoder = Bert(**((_ROBERTA if family else _BERT) | sizes | options))

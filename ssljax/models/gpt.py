@@ -41,7 +41,7 @@ def make(*, variant: str, **options) -> "GPT":
     raise errors.UserError(
       f"unknown gpt variant {variant!r}: choose among {', '.join(_SIZES)}"
     )
-  errors.refuse_unknown("gpt", options, GPT.__dataclass_fields__)
+  errors.refuse_fields("gpt", options, GPT)
   dim, depth, heads = _SIZES[variant]
   decoder = GPT(**(dict(dim=dim, depth=depth, heads=heads) | options))
   if decoder.dim % decoder.heads:

@@ -43,7 +43,7 @@ def make(*, variant: str, **options) -> "ResNet":
     raise errors.UserError(
       f"unknown resnet variant {variant!r}: choose among {', '.join(_STAGES)}"
     )
-  errors.refuse_unknown("resnet", options, ResNet.__dataclass_fields__)
+  errors.refuse_fields("resnet", options, ResNet)
   return ResNet(variant=variant, **options)
 
 

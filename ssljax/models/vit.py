@@ -44,7 +44,7 @@ def make(*, variant: str, **options) -> "ViT":
       f"unknown vit variant {variant!r}: give SIZE/PATCH, the size among "
       f"{', '.join(_SIZES)}"
     )
-  errors.refuse_unknown("vit", options, ViT.__dataclass_fields__)
+  errors.refuse_fields("vit", options, ViT)
   dim, depth, heads = _SIZES[size]
   sizes = dict(dim=dim, depth=depth, heads=heads, patch=int(patch))
   vit = ViT(**(sizes | options))

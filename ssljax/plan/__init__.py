@@ -18,6 +18,7 @@ from ssljax import checkpoint
 from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
+from ssljax import named
 from ssljax import run as run_lib
 from ssljax import train
 from ssljax.models import remat as remat_lib
@@ -134,7 +135,7 @@ def model_flops(run) -> int:
   augmentation does, and what is computed again to save memory, does not count.
   """
   options = inspect.signature(
-    run_lib.module("ssljax.methods", run.config.method.name).make
+    named.module("ssljax.methods", run.config.method.name).make
   ).parameters
   whole = {k: v for k, v in _WHOLE.items() if k in options}
   run = _with(run, encoder={"remat": "none"}, method=whole)
