@@ -133,11 +133,7 @@ class Checkpoints:
     for step in steps:
       if step in kept or step > max(whole, default=-1):  # or being written
         continue
-      with contextlib.suppress(OSError):  # it stays until the next time
-        # Without digests first: what is half removed is not to look whole.
-        for path in glob.glob(os.path.join(self._folder(step), "digests.*")):
-          os.remove(path)
-        shutil.rmtree(self._folder(step))
+      self._thread.submit(_remove, self._folder(step))  # takes milliseconds
 
   def _failed(self, error):
     whole = (
@@ -238,6 +234,15 @@ def steps_in(directory: str) -> list[int]:
   """The steps that have a folder, whole or not; the newest first."""
   names = os.listdir(directory) if os.path.isdir(directory) else ()
   return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _remove(folder):
+  """Of a checkpoint; what cannot be removed stays until the next time."""
+  with contextlib.suppress(OSError):
+    # Without digests first: what is half removed is not to look whole.
+    for path in glob.glob(os.path.join(folder, "digests.*")):
+      os.remove(path)
+    shutil.rmtree(folder)
 
 
 def _set_aside(directory):
