@@ -34,8 +34,9 @@ Made by `python -m benchmarks.steps`: batches of 256 Fashion-MNIST images on
 the predicted one is of the matrix products and convolutions of both.
 
 A third of an encoder's products are the forward pass's. Of the time on 512
-images it takes {resnet:.0%} with the ResNet and {vit:.0%} with the ViT, so that a teacher,
-which has no backward pass, costs less than predicted (BYOL, MoCo, DINO, iBOT).
+images it takes {resnet:.0%} with the ResNet and {vit:.0%} with the ViT, so that
+a teacher, which has no backward pass, costs less than predicted (BYOL, MoCo,
+DINO, iBOT).
 MAE and I-JEPA move tokens about, which are not products; CPC convolves 6,400
 images of 8 x 8, whose maps end at 1 x 1.
 
