@@ -18,23 +18,31 @@ def devices(trial, **unused):
   meshes = [(n, 1) for n in counts]
   meshes += [(1, n) for n in counts[1:]]
   meshes += [(n // 2, 2) for n in counts if n > 2]
-  losses, batches = {}, {}
+  losses, norms, batches = {}, {}, {}
   for data, fsdp in meshes:
     name = f"{data}x{fsdp}"
-    flags = ["--config.steps=5", f"--config.mesh.data={data}"]
-    flags.append(f"--config.mesh.fsdp={fsdp}")
+    flags = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}"]
+    flags = ["--config.steps=5", *flags, *trial.slow]
     trial.run(name, *flags, devices=data * fsdp if simulated else None)
     losses[name], batches[name] = trial.losses(name), trial.batches(name)
+    norms[name] = trial.losses(name, "grad_norm")
     trial.say(f"{name}: {list(losses[name].values())}")
   one, *others = losses
   differences = {}
   for name in others:
-    first, many = (np.array(list(losses[k].values())) for k in (one, name))
-    differences[name] = off = float(np.max(np.abs(many / first - 1)))
+    differences[name] = off = _apart(losses[one], losses[name])
     trial.expect(f"{name} devices: losses within 1e-5", off < 1e-5, off)
+    off = _apart(norms[one], norms[name])
+    trial.expect(f"{name} devices: gradients within 1e-2", off < 1e-2, off)
     same = batches[name] == batches[one]
     trial.expect(f"{name} devices: the same batches", same)
   return {"data_x_fsdp": list(losses), "largest_difference": differences}
+
+
+def _apart(one, other):
+  """The largest relative difference of figures by step."""
+  one, other = (np.array(list(rows.values())) for rows in (one, other))
+  return float(np.max(np.abs(other / one - 1)))
 
 
 def nan(trial, **unused):

@@ -12,8 +12,9 @@ _HEARTBEAT = 10  # seconds
 
 def multihost(trial, **unused):
   """Two processes: the numbers of one; and one of them is killed."""
-  one = trial.run("one", "--config.mesh.data=2", devices=2).figures
-  both = trial.end_both(trial.start_both("two"), "two")
+  slow = trial.slow
+  one = trial.run("one", "--config.mesh.data=2", *slow, devices=2).figures
+  both = trial.end_both(trial.start_both("two", *slow), "two")
   statuses = [ended.status for ended in both]
   trial.expect("two processes end well", statuses == [0, 0], statuses)
   if any(statuses):
@@ -27,7 +28,7 @@ def multihost(trial, **unused):
   sha = both[0].figures["state_sha256"]
   same = sha == both[1].figures["state_sha256"]
   trial.expect("both have the same state", same)
-  killed = trial.start_both("killed", heartbeat=_HEARTBEAT)
+  killed = trial.start_both("killed", *slow, heartbeat=_HEARTBEAT)
   target = trial.rng.randint(1, one["steps"] - 5)
   trial_lib.wait(killed[0], lambda: trial.last_step("killed") >= target)
   killed[1].kill()
@@ -37,7 +38,7 @@ def multihost(trial, **unused):
   trial.say(f"one was killed after step {target}; {trial.steps('killed')}")
   trial.expect("the other ends, and not well", survivor != 0, survivor)
   trial.expect("soon", seconds < 3 * _HEARTBEAT, f"{seconds} s")
-  again = trial.end_both(trial.start_both("killed"), "killed")
+  again = trial.end_both(trial.start_both("killed", *slow), "killed")
   statuses = [ended.status for ended in again]
   trial.expect("a restart goes on to the end", statuses == [0, 0], statuses)
   if not any(statuses):
@@ -48,7 +49,7 @@ def multihost(trial, **unused):
 
 def elastic(trial, **unused):
   """Eight devices, then two, then two processes of one."""
-  flags = ["--config.steps=30"]
+  flags = ["--config.steps=30", *trial.slow]
   trial.run("whole", *flags, devices=8)
   ends = []
   for devices, stop in ((8, 8), (2, 16)):

@@ -11,6 +11,7 @@ from typing import Any
 from typing import NamedTuple
 
 from ssljax import clock
+from ssljax import config as config_lib
 from ssljax import digests
 from ssljax import errors
 
@@ -28,12 +29,18 @@ class Trial:
 
   Attributes:
     folder: of the workdirs.
+    slow: flags for a hundredth of the learning rate, where runs that round
+      otherwise are compared. A ReLU whose input is zero but for rounding turns,
+      which changes a small network's gradient by a thousandth; at the rate of
+      the config the losses part from there.
     rng: of the moments and places of the faults.
     failures: what did not come out, a line each.
   """
 
   def __init__(self, config: str, folder: str, overrides, seed: int):
     self.folder = folder
+    rate = config_lib.load(config, overrides).optimizer.learning_rate
+    self.slow = (f"--config.optimizer.learning_rate={rate / 100}",)
     self.rng = random.Random(seed)
     self.failures = []
     # Every step is told, so that it can be waited for.
@@ -138,9 +145,9 @@ class Trial:
     with open(path) as f:
       return [json.loads(line) for line in f if line.endswith("\n")]
 
-  def losses(self, name) -> dict[int, float]:
-    """The loss by step."""
-    return {r["step"]: r["loss"] for r in self.rows(name) if "loss" in r}
+  def losses(self, name, key="loss") -> dict[int, float]:
+    """The loss, or another figure of the training, by step."""
+    return {r["step"]: r[key] for r in self.rows(name) if key in r}
 
   def seconds(self, name) -> dict[str, float]:
     """What the run's seconds went to, by kind."""
