@@ -206,10 +206,12 @@ class Log:
 
   def _not_finite(self, step, metrics, index):
     """Stops the run, or notes that the update was left out."""
+    index = sharding.gather(index).tolist()
+    first = ", ".join(map(str, index[:8])) + ", ..." * (len(index) > 8)
     what = (
       f"step {step}: loss {metrics['loss']}, gradient norm "
-      f"{metrics['grad_norm']}, not finite; the batch's indices are "
-      f"{sharding.gather(index).tolist()}"
+      f"{metrics['grad_norm']}, not finite; its batch is of the examples "
+      f"{first} (`ssljax replay` with --step={step} gives it again)"
     )
     self._write()
     if self._run.config.nonfinite == "skip":
@@ -217,7 +219,8 @@ class Log:
       self._emit({"step": step, "skipped": 1})
       return
     raise errors.SafeStop(
-      f"{what}; the last checkpoint is from before and is kept"
+      f"{what}; the last checkpoint is from before and is kept: begin anew "
+      "with a smaller config.optimizer.learning_rate or config.nonfinite=skip"
     )
 
 

@@ -438,7 +438,7 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
     f"--workdir={workdir}",
     status=3,
   )
-  assert "not finite" in line and "indices" in line
+  assert "not finite" in line and "begin anew with a smaller" in line
   assert re.search("step 4[0-9]", line)
   assert max(map(int, _steps(workdir))) == 40
 
