@@ -1,7 +1,8 @@
 """`ssljax selftest` over the methods: `python -m benchmarks.selftests`.
 
 `resume`, `devices` and `nan` on the `:quick` of every method; all others on one
-of each family, or what `--tests` and `--methods` name. A row a test goes to
+of each family, or what `--tests` and `--methods` name. What compiles does so
+with few optimisations, unless XLA_FLAGS says otherwise. A row a test goes to
 `selftests.csv` beside this file, with the git commit; what is there is not run
 again, so that it can be made in parts: take the file away to begin anew.
 Prints each row as JSON, and ends with status 1 where one did not pass.
@@ -41,7 +42,10 @@ def run(test, path):
   command = [sys.executable, "-m", "ssljax", "selftest", test]
   start = time.perf_counter()
   done = subprocess.run(
-    [*command, f"--config={path}:quick"], capture_output=True, text=True
+    [*command, f"--config={path}:quick"],
+    capture_output=True,
+    text=True,
+    env={"XLA_FLAGS": "--xla_backend_optimization_level=0", **os.environ},
   )
   seconds = round(time.perf_counter() - start, 1)
   lines = done.stdout.strip().splitlines()
