@@ -4,7 +4,9 @@ r"""Barlow Twins on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
     --config=configs/barlow_twins_resnet18_fashion_mnist.py
   ssljax evaluate --workdir=W
 
-Not yet reproduced.
+The rate was chosen on held-out images in the league's setting: a linear probe
+has 0.8436, against 0.8413 with 0.05 and 0.8335 with 0.3
+(`benchmarks/recipes.csv`). Not yet reproduced with this encoder.
 """
 
 from ssljax import config as config_lib

@@ -3,7 +3,9 @@
   ssljax train --config=configs/byol_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Not yet reproduced.
+The rate was tried on held-out images in the league's setting: kNN and a linear
+probe have 0.7963 and 0.7951, and 0.7774 and 0.7954 with 0.6
+(`benchmarks/recipes.csv`). Not yet reproduced with this encoder.
 """
 
 from ssljax import config as config_lib

@@ -3,7 +3,9 @@
   ssljax train --config=configs/vicreg_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Not yet reproduced.
+The rate was chosen on held-out images in the league's setting: a linear probe
+has 0.8563, against 0.8412 with 0.02; with 0.3 the loss is soon not finite
+(`benchmarks/recipes.csv`). Not yet reproduced with this encoder.
 """
 
 from ssljax import config as config_lib
@@ -26,7 +28,7 @@ def get_config(arg=None):
   config.method = dict(name="vicreg", features=(512, 512, 512))
   config.optimizer = dict(
     name="sgd",
-    learning_rate=0.02,
+    learning_rate=0.1,
     lr_scaling="linear",
     momentum=0.9,
     weight_decay=5e-4,
