@@ -2,7 +2,7 @@
 
 A config file defines `get_config(arg)`; `--config=FILE:variant,variant` gives
 the part after the colon as `arg`, and `--config.a.b=value` overrides one key or
-gives an option that the file left out.
+gives an option that the file left out. `none` takes an option out again.
 """
 
 import ast
@@ -192,7 +192,9 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
     section, _, option = key.partition(".")
     if inside := sorted(k for k in known if k.startswith(f"{key}.")):
       _refuse_a_word(key, value, inside)
-    if key in known:
+    # What `make` then takes by default; "none" is also the name of views.
+    unset = section in _NAMED and option != "name" and value.lower() == "none"
+    if key in known and not unset:
       overrides.append(override)
     elif section in _NAMED and option.isidentifier() and value:
       options.append((section, option, value))

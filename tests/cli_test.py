@@ -209,6 +209,15 @@ def test_a_wrong_name_is_told_with_what_is_near(mistake, flag, says):
   assert says in mistake("train", f"--config.{flag}")
 
 
+def test_none_takes_an_option_out_but_names_none_itself():
+  flags = ["--config.optimizer.weight_decay=none", "--config.augment.name=none"]
+  config = config_lib.load(QUICK, flags)
+  assert named.options(config.optimizer).keys() == {
+    *("name", "learning_rate", "lr_scaling", "momentum")
+  }
+  assert config.augment.name == "none"
+
+
 def test_a_section_may_be_a_dict():
   flag = "--config.monitor={'every_steps': 0}"
   monitor = config_lib.load(QUICK, [flag]).monitor
