@@ -188,7 +188,7 @@ def _evaluate(argv):
     values["protocols"] = tuple(values["protocols"].split(","))
   parts = [{"fractions": f} for f in values["fractions"].split(",")]
   values["fractions"] = tuple(_number(p, "fractions", float) for p in parts)
-  values["seeds"] = _number(values, "seeds", int)
+  values["seeds"] = _number(values, "seeds", int, least=1)
   values["floors"] = bool(_number(values, "floors", int))
   return evaluate.evaluate(**_typed(values))
 
@@ -225,7 +225,7 @@ def _fill(argv):
   )
   from ssljax import language
 
-  values["top"] = _number(values, "top", int)
+  values["top"] = _number(values, "top", int, least=1)
   return language.fill(**_typed(values))
 
 

@@ -23,6 +23,7 @@ from ssljax.evals import knn as knn_lib
 from ssljax.evals import linear_probe
 from ssljax.evals import tfidf
 
+_WARM = 50  # batches of them, after which running statistics are of the data
 # Of features, and of the run itself.
 _FEATURES = {"knn": knn_lib.knn, "linear": linear_probe.linear_probe}
 PROTOCOLS = (*_FEATURES, "loss", "finetune")
@@ -59,8 +60,8 @@ def evaluate(
     `dataset`, `splits`, `protocol`, a version for each, and their figures.
     `knn` and `linear`: accuracies in [0, 1], for the encoder, for the raw input
     (`raw_`: pixels, or TF-IDF) and for the encoder before training (`random_`).
-    `loss`: `test_` and the loss and each metric; of text also the perplexity
-    and bits a byte.
+    `loss`: `test_` and the loss and each metric; of language models also the
+    perplexity, and of causal ones bits a byte.
     `finetune`: by fraction the mean accuracy over the seeds, its spread (the
     sample standard deviation) and all, from this start and from before training
     (`scratch`), and `raw`, `linear` of the raw input. Kept in
@@ -77,6 +78,12 @@ def evaluate(
       f"unknown protocol {min(unknown)!r}: choose among {', '.join(PROTOCOLS)}"
     )
   run, state = restore(workdir, step)
+  if "loss" in protocols and run.method.refresh is not None:
+    raise errors.UserError(
+      f"{run.config.method.name} learns from what `refresh` finds of its "
+      "training examples, of which others have nothing: leave loss out of "
+      "--protocols"
+    )
   figures = {
     "dataset": data or run.source.name,
     "splits": {
@@ -86,11 +93,24 @@ def evaluate(
     "step": int(state.step),
   }
   versions = {}
+  path = os.path.join(workdir, "eval", f"{int(state.step)}.json")
+
+  def record():  # as soon as there is something: what follows may take long
+    figures.update(protocol=versions, workdir=workdir)
+    _record(figures, path)
+
   if "loss" in protocols:
     figures |= held_out(run, state, data, figures["splits"]["test"])
     versions["loss"] = "loss/1 no dropout, views of epoch 0"
+    record()
   if set(protocols) - {"loss"}:
     sets = [labelled(run, data, s) for s in figures["splits"].values()]
+    parts = None
+    if "finetune" in protocols:  # before anything that takes long
+      labels = _labels(sets[0])
+      parts = {f: finetune.subset(labels, f) for f in fractions}
+    if floors and set(protocols) & set(_FEATURES):
+      _require_memory(sets)
     start = run_lib.init_state(run)
     for name, result in _of_features(
       run, state, start if floors else None, sets, protocols
@@ -98,12 +118,28 @@ def evaluate(
       figures[name] = result["accuracy"]
       if result["protocol"] not in versions.values():  # the floors' own
         versions[name] = result["protocol"]
-    if "finetune" in protocols:
-      found = _finetuned(run, state, start, sets, fractions, seeds)
+      record()
+    if parts is not None:
+      start = warmed(run, start, sets[0])
+      found = _finetuned(run, state, start, sets, parts, seeds)
       figures["finetune"], versions["finetune"] = found
-  figures |= {"protocol": versions, "workdir": workdir}
-  _record(figures, os.path.join(workdir, "eval", f"{int(state.step)}.json"))
+      record()
   return figures
+
+
+def _require_memory(sets):
+  """Raises UserError where raw pixels as features would fill the memory."""
+  if sets[0].modality == "text":
+    return
+  have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  (shape, _), n = sets[0].example["image"], sum(map(len, sets))
+  need = 4 * n * math.prod(shape)
+  if need > have / 2:
+    need, have = (round(size / 1e9) for size in (need, have))
+    raise errors.UserError(
+      f"the floor of raw pixels needs {need} GB of the {have} that are here: "
+      "give --floors=0"
+    )
 
 
 def _of_features(run, state, start, sets, protocols):
@@ -174,25 +210,50 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
     found = found[: len(source) // size]
   rows = [objective(state, x) for x in found]
   figures = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
-  if source.modality == "text":
-    figures["perplexity"] = math.exp(figures["loss"])
-    figures["bits_per_byte"] = (
-      figures["loss"] * source.tokens_per_byte / math.log(2)
-    )
+  if "masked_loss" in figures:  # of hidden tokens alone
+    figures["perplexity"] = float(np.exp(figures["masked_loss"]))
+  if "bits_per_token" in figures:
+    bits = figures["bits_per_token"]
+    figures["perplexity"] = float(np.exp2(bits))
+    figures["bits_per_byte"] = bits * source.tokens_per_byte
   return {f"test_{name}": value for name, value in figures.items()}
 
 
-def _finetuned(run, state, start, sets, fractions, seeds):
+def warmed(run: run_lib.Run, state, source):
+  """The state with the running statistics, of batch norm, of a source's views.
+
+  Before training they are of nothing; `finetune` holds them as they are.
+  """
+  if not jax.tree.leaves(state.method_state.get("batch_stats", {})):
+    return state
+  rng = np.random.default_rng(0)
+  size = min(run.config.batch_size, len(source))
+
+  @jax.jit
+  def forward(method_state, batch):
+    keys = jax.random.split(jax.random.key(0), size)
+    batch = run.augment(batch | {"key": keys})
+    return run.method.forward(
+      state.params, method_state, batch, step=state.step, train=True
+    )[1]
+
+  method_state = state.method_state
+  for _ in range(_WARM):
+    batch = source.read(np.sort(rng.choice(len(source), size, replace=False)))
+    batch["epoch"] = np.zeros(size, np.int32)
+    method_state = method_state | forward(method_state, batch)
+  return state._replace(method_state=method_state)
+
+
+def _finetuned(run, state, start, sets, parts, seeds):
   """({fraction: figures}, the protocol)."""
   train, test = sets
-  labels = train.read(np.arange(len(train)))["label"]
   origins = [
     (name, *_tuned(run, origin, train.example))
     for name, origin in (("", state), ("scratch_", start))
   ]
   found, protocol = {}, None
-  parts = [(f, finetune.subset(labels, f)) for f in fractions]
-  for fraction, places in parts:
+  for fraction, places in parts.items():
     row = {"labels": len(places)}
     for name, apply, params in origins:
       result = finetune.finetune(
@@ -213,6 +274,12 @@ def _finetuned(run, state, start, sets, fractions, seeds):
     row["raw_linear"] = floor(part, test, ("linear",))["linear"]["accuracy"]
     found[f"{fraction:g}"] = row
   return found, protocol
+
+
+def _labels(source):
+  """[n], read a part at a time: with images, what is read may be large."""
+  parts = np.array_split(np.arange(len(source)), -(-len(source) // 1000))
+  return np.concatenate([source.read(places)["label"] for places in parts])
 
 
 def _tuned(run, state, example):
@@ -323,6 +390,8 @@ def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:
     batch = source.read(order[np.minimum(places, len(source) - 1)])
     example = {k: batch.pop(k) for k in source.example}
     pooled = run.embed(state, sharding.put(example, place))
+    if rows:  # one batch late: the device has the next, and no more
+      rows[-1]["pooled"] = np.asarray(rows[-1]["pooled"])
     rows.append({"pooled": pooled, **batch})
   back = np.argsort(order)
   stack = lambda *x: np.concatenate([np.asarray(a) for a in x])[back]

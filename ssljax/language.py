@@ -56,7 +56,9 @@ def generate(
       "--tokens"
     )
   if (
-    not temperature >= 0 or top_k == 0 or not (top_p is None or 0 < top_p <= 1)
+    not temperature >= 0
+    or not (top_k is None or top_k > 0)
+    or not (top_p is None or 0 < top_p <= 1)
   ):
     raise errors.UserError(
       "give --temperature from 0, --top_k from 1 and --top_p in (0, 1]"
@@ -178,6 +180,10 @@ def fill(
   run, state = evaluate.restore(workdir, step)
   encoder = _model(run, "bert", workdir)
   tokenizer = run.source.tokenizer
+  if not 0 < top <= tokenizer.vocab:
+    raise errors.UserError(
+      f"--top={top}: give 1 to {tokenizer.vocab}, the tokens that there are"
+    )
   parts = text.replace("<mask>", "[MASK]").split("[MASK]")
   if len(parts) < 2:
     raise errors.UserError(f"no [MASK] in --text={text!r}: put one in")
@@ -216,7 +222,9 @@ def fill(
 
 def _model(run, kind, workdir):
   """The encoder of a run of language; UserError where it is another kind."""
-  if run.config.encoder.name != kind or run.source.modality != "text":
+  shows = "logits" in run.method.show or kind == "gpt"
+  named = run.config.encoder.name == kind
+  if not (named and shows and run.source.modality == "text"):
     raise errors.UserError(
       f"{workdir} is a run of {run.config.method.name}, which cannot do that: "
       f"give one of {'gpt' if kind == 'gpt' else 'bert or roberta'}"

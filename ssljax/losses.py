@@ -292,16 +292,20 @@ def token_cross_entropy(
     bool [... n]).
   """
   *rows, n = targets.shape
-  table = table.astype(hidden.dtype)
 
   def of_block(hidden, targets):
-    logits = (hidden @ table.T).astype(jnp.float32)
+    # Cast here, so that the table's gradients are summed in its own dtype.
+    logits = jnp.matmul(
+      hidden,
+      table.astype(hidden.dtype).T,
+      preferred_element_type=jnp.float32,
+    )
     if bias is not None:
       logits += bias
     total = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     loss = total - target + z_loss * jnp.square(total)
-    return loss, target >= logits.max(axis=-1)
+    return loss, logits.argmax(axis=-1) == targets
 
   most = max(1, block // math.prod(rows))  # tokens of a row
   if n <= most:

@@ -238,8 +238,6 @@ def test_mistakes_name_the_mend(protocol, change, message, digits):
 FASHION = "/usr/share/datasets/fashion-mnist"  # Debian: dataset-fashion-mnist
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.isdir(FASHION), reason=f"no {FASHION}")
 def _sets(n, train, test):
   image = np.zeros((n, 2, 2, 1), np.uint8)
   make = lambda label: sources.ArraySource({"image": image, "label": label})
@@ -274,6 +272,8 @@ def test_what_knn_would_refuse_is_found_when_the_sets_are_opened(
     evaluate.eval_sets(run)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir(FASHION), reason=f"no {FASHION}")
 def test_raw_pixels_of_fashion_mnist():
   def read(name, offset):
     with gzip.open(os.path.join(FASHION, name)) as f:

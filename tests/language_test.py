@@ -18,9 +18,10 @@ pytest.importorskip("tokenizers")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """Workdirs of two steps of GPT and BERT."""
+  """Workdirs of two steps of GPT, BERT and data2vec."""
   root, found = tmp_path_factory.mktemp("runs"), {}
-  for name in ("gpt_mini_bible", "bert_mini_wordnet"):
+  names = "gpt_mini_bible", "bert_mini_wordnet", "data2vec_text_mini_wordnet"
+  for name in names:
     flags = ["--config.mesh.data=1", "--config.steps=2"]
     flags += ["--config.schedule.warmup_steps=1"]
     config = config_lib.load(f"configs/{name}.py:quick", flags)
@@ -119,6 +120,10 @@ def test_fill_names_the_likeliest(runs):
     ("generate gpt --prompt=x --temperature=-1", "not a number from 0 on"),
     ("generate bert --prompt=x", "give one of gpt"),
     ("fill gpt --text=[MASK]", "give one of bert or roberta"),
+    ("generate gpt --prompt=x --tokens=5 --top_k=-1", "number from 0 on"),
+    ("fill data --text=[MASK]", "data2vec_text, which cannot do that"),
+    ("fill bert --text=[MASK] --top=0", "--top=0 is not a number from 1 on"),
+    ("fill bert --text=[MASK] --top=401", "--top=401: give 1 to 400"),
     ("fill bert --text=x", "no [MASK] in"),
     (f"fill bert --text=[MASK]{'x' * 99}", "99 tokens, but the encoder 64"),
   ],

@@ -143,6 +143,23 @@ def test_splits_of_a_folder_have_the_same_classes(folder):
     sources.make(name, split="valid")
 
 
+def test_all_splits_of_a_folder_have_its_classes_and_links_are_read_once(
+  folder, tmp_path
+):
+  names = ["train/ant/a.png", "train/bee/a.png", "test/bee/a.png", "test/b.png"]
+  name = folder({file: picture(i) for i, file in enumerate(names)})
+  (tmp_path / "train" / "ant" / "loop").symlink_to(tmp_path / "train")
+  got = read_all(name, labels=True)
+  np.testing.assert_array_equal(got["label"], [-1, 1, 0, 1])
+
+
+@pytest.mark.parametrize("value", [255.0, -1.0, np.nan])
+def test_npy_that_is_no_picture_is_corrupt(folder, value):
+  image = np.full((4, 4, 1), value, np.float32)
+  got = read_all(folder({"a.npy": image, "b.npy": picture(1, c=1)[:4, :4]}))
+  np.testing.assert_array_equal(got["image"][0], got["image"][1])
+
+
 @pytest.mark.parametrize("memory_budget", [0, 1 << 30])
 def test_corrupt_images_are_replaced_and_named(folder, caplog, memory_budget):
   good = picture(0)

@@ -192,6 +192,25 @@ def test_blocks_leave_rows_on_their_devices():
   assert set(moved) == {"all-reduce"}  # of the table's gradient
 
 
+def test_the_gradient_of_a_table_in_bfloat16_is_as_exact_in_many_blocks():
+  rng = np.random.default_rng(0)
+  hidden = jnp.asarray(rng.normal(size=(4, 256, 32)), jnp.bfloat16)
+  table = jnp.asarray(rng.normal(size=(50, 32)), jnp.float32)
+  targets = jnp.asarray(rng.integers(0, 40, (4, 256)))
+
+  def gradient(dtype, block):
+    return jax.grad(
+      lambda t: losses.token_cross_entropy(
+        hidden.astype(dtype), t, targets, block=block
+      )[0].mean()
+    )(table)
+
+  want = gradient(jnp.float32, 4096)
+  for block in (4096, 4):
+    off = jnp.linalg.norm(gradient(jnp.bfloat16, block) - want)
+    assert off < 0.005 * jnp.linalg.norm(want)
+
+
 def test_blocks_save_memory():
   def temporary(block):
     def loss(hidden, table):

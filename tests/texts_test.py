@@ -63,6 +63,14 @@ def test_the_tokenizer_is_kept_beside_the_data(folder):
   assert again.files == source.files
 
 
+def test_the_tokenizer_is_of_the_training_split_whichever_is_first(folder):
+  for file in (folder / "test" / "bird").iterdir():
+    file.write_text("zyzzyva quux " * 9)
+  first = open_folder(folder, split="test")
+  assert "zyzzyva" not in first.files["tokenizer"]
+  assert open_folder(folder).files == first.files
+
+
 def test_rows_of_lines(tmp_path):
   rows = [{"text": f"row {i}", "label": i % 3} for i in range(6)]
   lines = [json.dumps(row) for row in rows]
@@ -168,6 +176,25 @@ def test_masks_are_of_the_epoch_and_the_example():
   np.testing.assert_array_equal(back, batch["tokens"])
 
 
+def test_words_of_two_documents_are_two():
+  source = texts.make(
+    "descriptions",
+    split="train",
+    **OPTIONS | {"tokenizer": "roberta", "vocab": 300},
+  )
+  special = source.tokenizer.special
+  assert not source.tokenizer.goes_on[list(special)].any()
+  view, _ = text_views.pair("mlm", source, whole_word=True, rate=0.2)
+  # Two documents of one token that goes on; each is a word of its own.
+  token = int(np.flatnonzero(source.tokenizer.goes_on)[0])
+  ends = source.tokenizer.start, source.tokenizer.end
+  row = np.array([[ends[0], token, ends[1], ends[0], token, ends[1]]], np.int32)
+  index = np.arange(40, dtype=np.int32)
+  out = view({"tokens": np.repeat(row, 40, axis=0), "index": index})
+  hidden = np.asarray(out["weights"]).sum(axis=1)
+  assert (hidden == 1).all()
+
+
 def test_whole_words_are_hidden_together():
   source = texts.make(
     "descriptions", split="train", **(OPTIONS | {"length": 48})
@@ -239,6 +266,24 @@ def test_configs_that_do_not_fit_are_refused(flags, words):
     run_lib.build(quick("bert_mini_wordnet", *flags))
 
 
+def test_what_a_loss_says_of_a_text():
+  """Of causal models bits a byte; of data2vec's, which is none of tokens, no
+  perplexity."""
+  figures = {}
+  for name in ("gpt_mini_bible", "data2vec_text_mini_wordnet"):
+    run = run_lib.build(quick(name))
+    state = run_lib.init_state(run)
+    figures[name] = evaluate.held_out(run, state, None, "test")
+  assert set(figures["data2vec_text_mini_wordnet"]) == {"test_loss"}
+  gpt = figures["gpt_mini_bible"]
+  bits = gpt["test_loss"] / np.log(2)
+  source = run_lib.open_source(quick("gpt_mini_bible"), "test")
+  assert gpt["test_bits_per_byte"] == pytest.approx(
+    bits * source.tokens_per_byte
+  )
+  assert gpt["test_perplexity"] == pytest.approx(np.exp(gpt["test_loss"]))
+
+
 def test_the_held_out_loss_is_of_all_tokens_at_once():
   """Whatever the batches; the last is smaller."""
   losses = []
@@ -248,10 +293,8 @@ def test_the_held_out_loss_is_of_all_tokens_at_once():
     state = run_lib.init_state(run)
     figures = evaluate.held_out(run, state, None, "test")
     losses.append(figures["test_loss"])
-    bits = figures["test_loss"] / np.log(2)
-    source = run_lib.open_source(config, "test")
-    assert figures["test_bits_per_byte"] == pytest.approx(
-      bits * source.tokens_per_byte
-    )
+    # The loss of hidden tokens alone says nothing of all bytes.
+    assert figures["test_perplexity"] == pytest.approx(np.exp(losses[-1]))
+    assert "test_bits_per_byte" not in figures
   assert losses[0] == pytest.approx(losses[1], rel=1e-5)
   assert losses[0] == pytest.approx(np.log(400), abs=0.1)

@@ -157,7 +157,7 @@ def test_pairs_follow_each_other_or_not():
   assert rows.cut == 399 and a["mask"].all()
   first, second = a["tokens"][:, 1], a["tokens"][:, 5]
   np.testing.assert_array_equal(first, 10 + np.arange(399))
-  np.testing.assert_array_equal(second == first + 1, a["next"] == 1)
+  np.testing.assert_array_equal(second == first + 1, a["next"] == 0)
   assert (second != first).all()
   assert 0.4 < a["next"].mean() < 0.6
   np.testing.assert_array_equal(a["tokens"][:, [0, 4, 8]], [[1, 2, 2]] * 399)
@@ -172,6 +172,21 @@ def test_a_pair_loses_of_its_longer_part():
     assert (rows["tokens"][0] == 10).sum() == kept_a
     assert (rows["tokens"][0] == 20).sum() == kept_b
     assert rows["mask"][0].sum() == kept_a + kept_b + 3
+
+
+def test_a_vocabulary_that_the_characters_alone_exceed_is_refused():
+  characters = "".join(chr(0x4E00 + i) for i in range(200))
+  with pytest.raises(errors.UserError, match="give 205 or more"):
+    tokens.train([" ".join(characters)], kind="bert", vocab=100)
+
+
+def test_a_byte_level_token_of_hashes_is_not_word_pieces():
+  texts = ["## a title\n### another small animal"] * 9
+  tokenizer = tokens.train(texts, kind="gpt", vocab=290)
+  (ids,) = tokenizer.encode(["##"])
+  assert len(ids) == 1  # the tokenizer has it
+  (ids,) = tokenizer.encode([" small animal"])
+  assert (~tokenizer.goes_on[ids]).sum() == 2
 
 
 def test_which_tokens_continue_a_word():

@@ -120,7 +120,7 @@ def resize(x, *, size, crop=1.0, interpolation="bilinear"):
   """The central `crop` of each side, resized to `size`, antialiased."""
   matrices = []
   for n, out in zip(x.shape[2:], size):
-    length = round(n * crop)
+    length = max(1, round(n * crop))
     matrices.append(
       resize_matrix(
         n,

@@ -38,7 +38,9 @@ def read_file(path: str) -> np.ndarray | None:
     if os.path.splitext(path)[1].lower() == ".npy":
       image = np.load(path, allow_pickle=False)
       if np.issubdtype(image.dtype, np.floating):
-        image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+        if not (0 <= image.min() and image.max() <= 1):  # nor NaN
+          return None
+        image = np.round(255 * image).astype(np.uint8)
       if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
         return None
       return image if image.ndim == 3 else image[..., None]

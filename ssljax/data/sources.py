@@ -362,30 +362,30 @@ class Folder:
         f"{path} has no subfolder {split!r} for the split: there is {have}; "
         "'all' takes them all (data.split, eval.train_split, eval.test_split)"
       )
-    self.paths = [
-      os.path.join(folder, file)
-      for folder, _, files in os.walk(root, followlinks=True)
-      for file in files
-      if file.lower().endswith(suffixes)
-    ]
-    self.paths.sort()
+    self.paths = sorted(
+      file for file in _files(root) if file.lower().endswith(suffixes)
+    )
     if not self.paths:
       raise errors.UserError(
         f"no {what} in {root}: files end with {', '.join(suffixes)}"
       )
     # Classes are those of all splits together, so that they agree.
-    above = [""] if split == "all" else _subfolders(path)
+    splits = _subfolders(path)
+    whole = split == "all" and not {"train", "test"} & set(splits)
+    above = [""] if whole else splits
     classes = sorted(
       {c for folder in above for c in _subfolders(os.path.join(path, folder))}
     )
     self._class_of = {name: i for i, name in enumerate(classes)}
     self._root = root
+    self._level = 0 if whole or split != "all" else 1  # below its split
     self.num_classes = len(classes) or None
 
   def label(self, path):
     """The class of a file by its folder; -1 is unknown."""
-    first = os.path.relpath(path, self._root).split(os.sep)[0]
-    return self._class_of.get(first, -1)
+    *folders, _ = os.path.relpath(path, self._root).split(os.sep)
+    name = folders[self._level] if len(folders) > self._level else None
+    return self._class_of.get(name, -1)
 
 
 class _Images(Folder):
@@ -403,6 +403,18 @@ class _Images(Folder):
   def get(self, indices):
     for i in indices:  # one at a time: photographs are large
       yield images.read_file(self.paths[i]), self.label(self.paths[i])
+
+
+def _files(root):
+  """The files below a folder; what links lead to is taken once."""
+  seen = set()
+  for folder, below, files in os.walk(root, followlinks=True):
+    status = os.stat(folder)
+    if (place := (status.st_dev, status.st_ino)) in seen:
+      below.clear()
+      continue
+    seen.add(place)
+    yield from (os.path.join(folder, file) for file in files)
 
 
 def _subfolders(path):

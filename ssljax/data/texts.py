@@ -165,7 +165,14 @@ def make(
       name,
       documents.broken,
     )
-  coder = tokenizer_of(name, tokenizer, vocab, feature, data_dir, documents)
+  coder = tokenizer_of(
+    name,
+    tokenizer,
+    vocab,
+    feature,
+    data_dir,
+    documents if _trains(name, split) else None,
+  )
   encoded = coder.encode(texts)
   made = rows_of(
     "one" if labels else rows,
@@ -205,7 +212,7 @@ def tokenizer_of(
 
   Args:
     name, tokenizer, vocab, feature, data_dir: as for `make`.
-    documents: of a folder, to train on.
+    documents: to train on; None is those of the split "train".
   """
   if tokenizer.endswith(".json"):
     return tokens.load(tokenizer)
@@ -218,7 +225,7 @@ def tokenizer_of(
   path = os.path.join(folder or "", f"tokenizer-{tokenizer}-{vocab}.json")
   if folder and os.path.exists(path):
     return tokens.load(path)
-  if documents is None or not name.startswith("folder:"):
+  if documents is None:
     documents = _open(name, "train", feature, data_dir)
   made = tokens.train(documents.texts, kind=tokenizer, vocab=vocab)
   if folder is None:
@@ -236,12 +243,22 @@ def tokenizer_of(
   return made
 
 
+def _trains(name, split):
+  """Whether a split is what a tokenizer is trained on: "train", or "all" of a
+  folder that has no splits."""
+  folder = os.path.expanduser(name.removeprefix("folder:"))
+  whole = name.startswith("folder:") and split == "all"
+  return split == "train" or (
+    whole and not os.path.isdir(os.path.join(folder, "train"))
+  )
+
+
 def _folder_of(name, data_dir):
   """Where the data lies; None if in a package."""
   if name == "descriptions":
     return None
   if name.startswith("folder:"):
-    return name.removeprefix("folder:")
+    return os.path.expanduser(name.removeprefix("folder:"))
   from ssljax.data import prepare  # TFDS is imported where it is used
 
   return prepare.prepare(name, data_dir=data_dir)
@@ -281,12 +298,14 @@ class _Tfds(_Documents):
 
     records = tfds_records.Records(name, split, data_dir, feature)
     super().__init__(records.num_classes)
-    for i, row in enumerate(records.parsed(range(len(records)), feature)):
-      if row[0] is None:
-        raise errors.UserError(
-          f"{records.name(i)} is corrupt: remove the dataset, prepare it anew"
-        )
-      self._add(*row)
+    for first in range(0, len(records), 1000):
+      some = range(first, min(first + 1000, len(records)))
+      for i, row in zip(some, records.parsed(some, feature)):
+        if row[0] is None:
+          raise errors.UserError(
+            f"{records.name(i)} is corrupt: remove the dataset, prepare it anew"
+          )
+        self._add(*row)
 
 
 class _Descriptions(_Documents):

@@ -75,7 +75,7 @@ class Records:
     except RuntimeError:  # a hash does not fit
       if len(indices) == 1:
         return [None]
-    return [self._read([i])[0] for i in indices]
+    return (self._read([i])[0] for i in indices)  # as they are asked for
 
 
 class Images(Records):

@@ -3,6 +3,7 @@
 Needs Hugging Face's `tokenizers`: `pip install 'ssljax[text]'`.
 """
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -53,16 +54,21 @@ class Tokenizer:
   def goes_on(self) -> np.ndarray:
     """Which tokens [vocab] continue a word: "##ing", or no space before."""
     words = [self._tokenizer.id_to_token(i) or "" for i in range(self.vocab)]
-    if any(w.startswith("##") for w in words):
-      return np.array([w.startswith("##") for w in words])
-    return np.array([not w.startswith("\u0120") for w in words])
+    if type(self._tokenizer.model).__name__ == "WordPiece":
+      found = np.array([w.startswith("##") for w in words])
+    else:
+      found = np.array([not w.startswith("\u0120") for w in words])
+    found[list(self.special)] = False
+    return found
 
   def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
     """Each text's tokens int32 [n], without special ones added."""
-    encodings = self._tokenizer.encode_batch(
-      list(texts), add_special_tokens=False
-    )
-    return [np.asarray(e.ids, np.int32) for e in encodings]
+    texts, found = iter(texts), []
+    # An encoding holds many times what its tokens are.
+    while some := list(itertools.islice(texts, 1000)):
+      encodings = self._tokenizer.encode_batch(some, add_special_tokens=False)
+      found += [np.asarray(e.ids, np.int32) for e in encodings]
+    return found
 
   def decode(self, tokens, *, special: bool = True) -> str:
     """The text of tokens; special ones are left out where not `special`."""
@@ -116,7 +122,13 @@ def train(texts: Iterable[str], *, kind: str, vocab: int) -> Tokenizer:
       f"{least}"
     )
   if kind == "bert":
-    return Tokenizer(_word_pieces(library, texts, special, vocab))
+    made = Tokenizer(_word_pieces(library, texts, special, vocab))
+    if made.vocab > vocab:
+      raise errors.UserError(
+        f"a vocabulary of {vocab} is too small for the characters of these "
+        f"texts: give {made.vocab} or more"
+      )
+    return made
   byte_level = library.pre_tokenizers.ByteLevel
   tokenizer = library.Tokenizer(library.models.BPE())
   tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
@@ -205,7 +217,8 @@ class Rows(NamedTuple):
     arrays: by name: `tokens` int32 [n t]; `mask` bool [n t], False at padding;
       where documents are packed, `segment` int32 [n t], the document of each
       place, counted in its row from 0; for pairs `kinds` int32 [n t], 1 in the
-      second, and `next` int32 [n], whether that follows the first.
+      second, and `next` int32 [n], 0 where that follows the first and 1 where
+      it is any other, as BERT's authors number them.
     cut: how many documents lost their ends.
   """
 
@@ -329,7 +342,7 @@ def pairs(
     kinds[i, len(first) : whole] = 1
     mask[i, :whole] = True
   arrays = {"tokens": tokens, "mask": mask, "kinds": kinds}
-  return Rows(arrays | {"next": follows.astype(np.int32)}, cut)
+  return Rows(arrays | {"next": (~follows).astype(np.int32)}, cut)
 
 
 def _room(length, start, end):

@@ -31,8 +31,8 @@ def subset(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
   Raises:
     UserError: fewer than 10 examples, or all of one class.
   """
-  n = round(len(labels) * fraction)
-  if not 10 <= n <= len(labels):
+  n = round(len(labels) * fraction) if 0 < fraction <= 1 else 0
+  if n < 10:
     raise errors.UserError(
       f"a fraction of {fraction:g} of {len(labels)} labels is {n} examples: "
       "give one in (0, 1] with 10 or more"
@@ -61,7 +61,8 @@ def finetune(
   AdamW with warm-up and a linear decay, 10 epochs but at most 600 steps of
   32, the classifier from zero at ten times the encoder's rate. The rate is
   chosen on a held-out tenth of the places; then each seed, of the order, learns
-  from all of them.
+  from all of them. As `embed` is that of evaluation, nothing is dropped and
+  batch norm's statistics stay as they are.
 
   Args:
     embed: `(params, batch) -> {"pooled": [b d], ...}`, differentiable.
@@ -108,9 +109,9 @@ def finetune(
     ],
     "rate": rate,
     "protocol": (
-      f"finetune/1 adamw decay={_DECAY} clip={_CLIP} batch={_BATCH} "
+      f"finetune/2 adamw decay={_DECAY} clip={_CLIP} batch={_BATCH} "
       f"epochs<={_EPOCHS} steps<={_MOST_STEPS} warmup={_WARMUP} linear "
-      f"rates={_RATES} head={_HEAD:g}x held_out=0.1"
+      f"rates={_RATES} head={_HEAD:g}x held_out=0.1 statistics frozen"
     ),
   }
 

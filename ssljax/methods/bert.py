@@ -32,7 +32,8 @@ def make(
   int32 [b m] of the hidden ones, `targets` int32 [b m], and `weights` int32
   [b m], 0 where a row has fewer; also, where there are such, `mask` bool [b t],
   False at padding, `segment` int32 [b t] of packed documents, `kinds` int32
-  [b t], and `next` int32 [b], whether the second segment follows the first.
+  [b t], and `next` int32 [b], 1 where the second segment does not follow the
+  first.
   The loss is the mean over all hidden tokens of the batch, and a row without
   one counts nothing.
 
@@ -106,9 +107,12 @@ def make(
     del params, step
     count = jnp.maximum(features["count"].sum(), 1)
     loss = features["sum"].sum() / count
-    metrics = {"masked_accuracy": features["right"].sum() / count}
+    metrics = {
+      "masked_accuracy": features["right"].sum() / count,
+      "masked_loss": loss,
+    }
     if next_sentence:
-      metrics |= {"masked_loss": loss, "next_loss": features["next"].mean()}
+      metrics["next_loss"] = features["next"].mean()
       loss = loss + metrics["next_loss"]
     return loss, (method_state, metrics)
 

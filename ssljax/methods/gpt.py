@@ -71,8 +71,12 @@ def make(decoder, *, z_loss: float = 0.0, block: int = 1024) -> core.Method:
   def objective(params, method_state, features, *, step):
     del params, step
     count = jnp.maximum(features["count"].sum(), 1)
-    metrics = {"next_accuracy": features["right"].sum() / count}
-    return features["sum"].sum() / count, (method_state, metrics)
+    loss = features["sum"].sum() / count
+    metrics = {
+      "next_accuracy": features["right"].sum() / count,
+      "bits_per_token": loss / jnp.log(2.0),
+    }
+    return loss, (method_state, metrics)
 
   def embed(params, method_state, batch):
     del method_state

@@ -120,7 +120,7 @@ def _finetuned(found):
   )
   rows = [
     [
-      f"{float(part):.0%}",
+      f"{100 * float(part):g} %",
       f"{row['labels']:,}",
       accuracy(row, ""),
       accuracy(row, "scratch_"),
