@@ -78,12 +78,6 @@ def evaluate(
       f"unknown protocol {min(unknown)!r}: choose among {', '.join(PROTOCOLS)}"
     )
   run, state = restore(workdir, step)
-  if "loss" in protocols and run.method.refresh is not None:
-    raise errors.UserError(
-      f"{run.config.method.name} learns from what `refresh` finds of its "
-      "training examples, of which others have nothing: leave loss out of "
-      "--protocols"
-    )
   figures = {
     "dataset": data or run.source.name,
     "splits": {
@@ -178,7 +172,15 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
   The features of all examples meet in one objective where each example has
   numbers of its own alone, sums and counts; else, as in contrastive methods,
   those of whole batches do, and the figures are the batches' mean.
+
+  Raises:
+    UserError: the method keeps something of each training example, as clusters.
   """
+  if run.method.refresh is not None:
+    raise errors.UserError(
+      f"{run.config.method.name} learns from what it keeps of each training "
+      "example, and has nothing of others: leave loss out of --protocols"
+    )
   like = {} if data is None else {"name": data, **run.source.like}
   source = run_lib.open_source(run.config, split, **like)
   size, found = min(run.config.batch_size, len(source)), []

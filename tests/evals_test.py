@@ -17,6 +17,7 @@ from sklearn import neighbors
 from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import run as run_lib
 from ssljax.data import sources
 from ssljax.evals import knn
 from ssljax.evals import linear_probe
@@ -394,3 +395,44 @@ def test_what_is_tuned_is_what_features_depend_on():
     (_, of_teacher) = grads
     moved = [(g != 0).any() for g in jax.tree.leaves(of_teacher["encoder"])]
     assert all(moved)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+  flags = ["--config.mesh.data=1"]
+  path = "configs/deepcluster_resnet18_fashion_mnist.py:quick"
+  run = run_lib.build(config_lib.load(path, flags))
+  return run, run_lib.init_state(run)
+
+
+def test_a_loss_of_clusters_is_not_of_other_examples(resnet):
+  with pytest.raises(errors.UserError, match="leave loss out of --protocols"):
+    evaluate.held_out(*resnet, None, "test")
+
+
+def test_from_scratch_batch_norm_has_the_statistics_of_the_data(resnet):
+  run, state = resnet
+  warmed = evaluate.warmed(run, state, evaluate.labelled(run, None, "train"))
+  jax.tree.map(np.testing.assert_array_equal, warmed.params, state.params)
+  norm = lambda s: s.method_state["batch_stats"]["encoder"]["bn1"]
+  assert not norm(state)["mean"].any() and (norm(state)["var"] == 1).all()
+  batch = run.source.read(np.arange(len(run.source)))
+  x = batch["image"].astype(np.float32) / 255
+  kernel = state.params["encoder"]["conv1"]["kernel"]
+  x = jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  spread = x.var(axis=(0, 1, 2))  # of whole images, where views are crops
+  assert (np.abs(np.log(norm(warmed)["var"] / spread)) < 0.7).all()
+
+
+def test_raw_pixels_that_would_fill_the_memory_are_refused(monkeypatch):
+  large = types.SimpleNamespace(
+    modality="image", example={"image": ((224, 224, 3), np.uint8)}
+  )
+  many = type("Many", (type(large),), {"__len__": lambda self: 1_281_167})
+  sets = [many(**vars(large))] * 2
+  with pytest.raises(errors.UserError, match="1543 GB .*: give --floors=0"):
+    evaluate._require_memory(sets)
+  few = type("Few", (type(large),), {"__len__": lambda self: 10})
+  evaluate._require_memory([few(**vars(large))] * 2)
