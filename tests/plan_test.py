@@ -120,6 +120,48 @@ ENTRY %main (a: f32[64], b: f32[12,64]) -> f32[512] {
 """  # noqa: E501
 
 
+# As the TPU's compiler writes FSDP over 2 x 4 chips: a sum that is cut at once,
+# and a gather whose start, middle and end are fusions of their own.
+FSDP = """
+%all-reduce-scatter (p0: f32[512]) -> f32[128] {
+  %p0 = f32[512]{0} parameter(0)
+  %sum = f32[512]{0} all-reduce(%p0), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1'}, to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %mine = f32[128]{0} dynamic-slice(%sum, %zero), dynamic_slice_sizes={128}
+}
+
+%start (p0: f32[128]) -> f32[512] {
+  %p0 = f32[128]{0} parameter(0)
+  ROOT %whole = f32[512]{0} all-gather(%p0), channel_id=8, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+}
+
+%done (p0: f32[128]) -> f32[512] {
+  %p0 = f32[128]{0} parameter(0)
+  ROOT %whole = f32[512]{0} all-gather(%p0), channel_id=8, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+}
+
+ENTRY %main (a: f32[512], b: f32[128]) -> f32[128] {
+  %a = f32[512]{0} parameter(0)
+  %b = f32[128]{0} parameter(1)
+  %s = f32[512]{0} fusion(%b), kind=kCustom, calls=%start
+  %d = f32[512]{0} fusion(%b), kind=kCustom, calls=%done
+  ROOT %part = f32[128]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+}
+"""  # noqa: E501
+
+
+def test_a_program_of_fsdp_is_read():
+  program = hlo.read(FSDP, 8)
+  assert program.collectives == {
+    "all-gather": {"count": 1, "bytes": 2048},
+    "reduce-scatter": {"count": 1, "bytes": 2048},
+  }
+  assert program.wire_bytes == 2 * 2048 * 3 / 4
+  odd = FSDP.replace("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", "tree[3]")
+  with pytest.raises(ValueError, match="not known: .*tree"):
+    hlo.read(odd, 8)
+
+
 def test_a_program_is_read_with_its_loops():
   program = hlo.read(TEXT, 8)
   assert program.collectives == {

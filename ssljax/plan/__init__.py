@@ -297,7 +297,8 @@ def _largest(run, chip):
     if n * unit > len(run.source):
       return False
     try:
-      larger = _with(run, batch_size=n * unit)
+      # The schedule's own limits are not the memory's.
+      larger = _with(run, batch_size=n * unit, steps=run.total_steps)
       return compile_step(larger, chip).peak <= chip.hbm
     except errors.UserError:
       return False

@@ -52,10 +52,17 @@ def read(text: str, devices: int) -> Program:
   computations, entry = _computations(text)
   collectives, totals = {}, {"wire": 0.0, "hbm": 0.0}
 
-  def visit(name, times, fused):
+  def visit(name, times, fused, channels):
     for i in computations[name]:
       kind = i.opcode.removesuffix("-start")
-      if kind in _KINDS:
+      channel = re.search(r"channel_id=(\d+)", i.rest)
+      # Fusions that start, go on with and end a collective repeat it.
+      again = fused and channel and channel[1] in channels
+      if kind in _KINDS and not again:
+        if channel:
+          channels.add(channel[1])
+        if name.startswith("all-reduce-scatter"):  # and slices what it summed
+          kind = "reduce-scatter"
         payload, wire = _moved(kind, i, devices)
         row = collectives.setdefault(kind, {"count": 0, "bytes": 0})
         row["count"] += times
@@ -65,9 +72,9 @@ def read(text: str, devices: int) -> Program:
         totals["hbm"] += 2 * times * _written(i, computations)
       inside = fused or i.opcode == "fusion"
       for callee, often in _called(i, computations):
-        visit(callee, times * often, inside)
+        visit(callee, times * often, inside, channels if inside else set())
 
-  visit(entry, 1, False)
+  visit(entry, 1, False, set())
   arguments = sum(
     _bytes(i.shape) for i in computations[entry] if i.opcode == "parameter"
   )
@@ -133,7 +140,7 @@ def _moved(kind, i, devices):
   elif i.opcode.endswith("-start") and kind == "collective-permute":
     arrays = arrays[1:2]
   n, size = _group(i.rest, devices), sum(arrays)
-  if kind == "reduce-scatter":
+  if i.opcode.startswith("reduce-scatter"):  # of which the result is a part
     size *= n
   if kind == "collective-permute":
     return size, size
@@ -147,6 +154,11 @@ def _group(rest, devices):
     return int(iota[1])
   if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
     return listed[1].count(",") + 1
+  if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+    return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh[2]))
+  if "replica_groups=" in rest and "replica_groups={}" not in rest:
+    raise ValueError(f"groups of a form that is not known: {rest}")
   return devices
 
 
