@@ -94,7 +94,10 @@ LAYOUTS = {
     (resnet.ResNet,), ignored=r"fc\..*|.*\.num_batches_tracked"
   ),
   "timm": Layout(
-    (vit.ViT,), ignored=r"(head|pre_logits)\..*", class_token=False
+    (vit.ViT,),
+    rename=lambda name: (re.sub(r"\.scale([12])$", r".ls\1.gamma", name),),
+    ignored=r"(head|pre_logits)\..*",
+    class_token=False,
   ),
   "huggingface": Layout(
     (vit.ViT, bert.Bert, gpt.GPT),
@@ -129,6 +132,21 @@ def get(name: str, encoder) -> Layout:
     raise errors.UserError(
       f"layout {name!r} is for no {type(encoder).__name__}: "
       + (f"give --layout={' or '.join(fit)}" if fit else "no layout is")
+    )
+  have = lambda key: getattr(encoder, key, None)
+  for key, lacks in (
+    ("pos", have("pos") == "relative"),
+    ("embed_norm", have("embed_norm")),
+    ("bias", isinstance(encoder, vit.ViT) and not encoder.bias),
+    ("norm", isinstance(encoder, resnet.ResNet) and encoder.norm != "batch"),
+  ):
+    if lacks:
+      raise errors.UserError(
+        f"no layout has an encoder with encoder.{key}={have(key)!r}"
+      )
+  if name != "timm" and have("layer_scale") is not None:
+    raise errors.UserError(
+      f"layout {name!r} has no encoder.layer_scale: give --layout=timm"
     )
   return LAYOUTS[name]
 

@@ -193,6 +193,28 @@ def test_what_does_not_fit_is_named():
   assert "conv1.weight [7, 7, 3, 8] (here [8, 3, 7, 7])" in line
 
 
+@pytest.mark.parametrize(
+  "options",
+  [{"pos": "relative"}, {"embed_norm": True}, {"bias": False}],
+)
+def test_vits_that_no_layout_has_are_refused(options):
+  encoder = vit.make(variant="Mu/2", **options)
+  for layout in ("timm", "huggingface", "dino", "mae"):
+    with pytest.raises(errors.UserError, match="no layout has an encoder"):
+      layouts.get(layout, encoder)
+
+
+def test_layer_norm_and_layer_scale_have_few_layouts():
+  layer = resnet.make(variant="10", norm="layer")
+  with pytest.raises(errors.UserError, match="encoder.norm='layer'"):
+    layouts.get("torchvision", layer)
+  encoder = vit.make(variant="Mu/2", layer_scale=0.1)
+  with pytest.raises(errors.UserError, match="give --layout=timm"):
+    layouts.get("huggingface", encoder)
+  written = write("timm", encoder, *variables(encoder))
+  assert {"blocks.0.ls1.gamma", "blocks.0.ls2.gamma"} < written.keys()
+
+
 def test_what_cannot_be_expressed_is_refused():
   encoder = ENCODERS["vit_no_class"]()
   with pytest.raises(errors.UserError, match="class_token=True"):

@@ -10,6 +10,7 @@ import sys
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
 from ssljax import report
+from ssljax import run as run_lib
 from ssljax import train
 from ssljax.models import vit
 from ssljax.report import arrays
@@ -272,6 +274,15 @@ def test_record(labelled, tmp_path):
   assert record.series(two.rows)["loss"] == record.series(one.rows)["loss"]
   assert one.starts == 1 and 0 < two.wall_s <= one.wall_s < 3600
   assert record.flat({"a": {"b": 1, "c": {}}}) == {"a.b": 1, "a.c": {}}
+
+
+@pytest.mark.parametrize("method, teacher", [("ibot", True), ("mae", False)])
+def test_attention_is_of_the_network_that_is_evaluated(method, teacher):
+  path = f"configs/{method}_vit_fashion_mnist.py:quick"
+  run = run_lib.build(config_lib.load(path, ["--config.mesh.data=1"]))
+  state = run_lib.init_state(run)
+  x = jnp.zeros((1, 8, 8, 1))
+  assert arrays._looks_at(run.method, state, x) != teacher
 
 
 def test_attention_is_sown_for_those_who_ask():
