@@ -440,6 +440,7 @@ def write_embeddings(
     step: of the checkpoint; None is the latest.
     data: another dataset; None is the run's own.
   """
+  require_npz(out)
   run, state = restore(workdir, step)
   rows = embed(run, state, labelled(run, data, split, labels=None))
   write_npz(out, rows)
@@ -449,6 +450,12 @@ def write_embeddings(
     "dim": rows["pooled"].shape[1],
     "step": int(state.step),
   }
+
+
+def require_npz(out: str) -> None:
+  """Raises UserError where numpy would write a file of another name."""
+  if not out.endswith(".npz"):
+    raise errors.UserError(f"--out={out}: give a name that ends with .npz")
 
 
 def write_npz(out: str, arrays: dict) -> None:

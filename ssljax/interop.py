@@ -59,7 +59,7 @@ def import_weights(config, workdir: str, *, weights: str, layout: str) -> dict:
   encoder = run_lib.make_encoder(config)
   spec = layouts.get(layout, encoder)
   arrays = read_file(weights, top=spec.top)
-  if layouts_text.fits(encoder):
+  if layout == "huggingface":
     _check_config(encoder, weights)
   run = run_lib.build(config)
   state = run_lib.init_state(run)
@@ -248,8 +248,20 @@ def write_file(path: str, arrays: dict) -> None:
 def _check_config(encoder, weights):
   """Compares a config.json beside the weights, where there is one."""
   path = _config_beside(weights)
-  if os.path.exists(path):
-    layouts_text.check_config(encoder, _read_json(path), path)
+  if not os.path.exists(path):
+    return
+  found = _read_json(path)
+  if layouts_text.fits(encoder):
+    layouts_text.check_config(encoder, found, path)
+    return
+  # Of a ViT's weights no shape tells how many heads there are.
+  for name, key in (("num_attention_heads", "heads"), ("patch_size", "patch")):
+    ours = getattr(encoder, key)
+    if found.get(name, ours) != ours:
+      raise errors.UserError(
+        f"{path} has {name}={found[name]}, and the config "
+        f"encoder.{key}={ours}: give the same"
+      )
 
 
 def _write_config(config, out):

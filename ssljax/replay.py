@@ -35,6 +35,8 @@ def replay(workdir: str, step: int, out: str | None = None) -> dict:
   Raises:
     UserError: there is no such run or update, or `out` cannot be written.
   """
+  if out is not None:
+    evaluate.require_npz(out)
   run = run_lib.build(run_lib.restore_config(workdir))
   if not 1 <= step <= run.total_steps:
     raise errors.UserError(

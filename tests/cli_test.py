@@ -102,6 +102,8 @@ WRONG = {
   "method.hidden_dim=abc": "simclr: hidden_dim='abc' is not int | None",
   "encoder.bn_groups=x": "resnet: bn_groups='x' is not int",
   "augment.flip_p=often": "augment 'simclr': flip_p='often' is not float",
+  "augment.blur_p=(1.0,0.1,0.5)": "blur_p=(1.0, 0.1, 0.5) is not of 2 views",
+  "augment.blur_kernel=8": "blur_kernel=8: give an odd number of taps",
   "augment.eval_crop=most": "simclr: eval_crop='most' is not float",
   "augment.eval_crop=1.5": "eval_crop=1.5: give a part, above 0 and up to 1",
   "augment.eval_crop=0": "eval_crop=0: give a part, above 0 and up to 1",
@@ -115,6 +117,13 @@ WRONG = {
 @pytest.mark.parametrize("flag", WRONG)
 def test_a_wrong_value_is_told(mistake, flag):
   assert WRONG[flag] in mistake("train", f"--config.{flag}")
+
+
+@pytest.mark.parametrize("command", [["embed"], ["replay", "--step=1"]])
+def test_arrays_go_to_a_file_of_the_name_that_is_given(mistake, command):
+  name, *flags = command
+  line = mistake(name, "--workdir=W", "--out=features", *flags)
+  assert "--out=features: give a name that ends with .npz" in line
 
 
 def test_a_topology_of_no_devices_is_told(mistake):

@@ -200,6 +200,11 @@ def test_commands_with_a_vit(tmp_path):
   kind = [VIT, "--config.encoder.pool=cls", "--layout=huggingface"]
   flags = [f"--weights={file}", *kind]
   here = f"--workdir={workdir}"
+  beside = tmp_path / "config.json"
+  beside.write_text('{"num_attention_heads": 4, "patch_size": 2}')
+  line = ssljax("import", *flags, here, status=2)
+  assert "num_attention_heads=4, and the config encoder.heads=2" in line
+  beside.write_text('{"num_attention_heads": 2, "patch_size": 2}')
   # `quick` has learned positions: they are taken for such.
   assert ssljax("import", *flags, here)["weights"] == len(arrays)
   _, state = evaluate.restore(workdir)

@@ -292,6 +292,13 @@ def test_what_is_not_known_of_the_data_is_asked_for():
   encoder = run_lib.make_encoder(config)
   with pytest.raises(errors.UserError, match="give --examples=N"):
     source_lib.of(config, encoder, None, None)
+  for name in ("deepcluster_resnet18", "simclr_resnet18"):  # by epochs, both
+    path = os.path.join(ROOT, "configs", f"{name}_fashion_mnist.py")
+    unknown = ["--config.data.name=folder:mine", "--config.steps=9"]
+    unknown += ["--config.data.size=(8,8)", "--config.data.channels=1"]
+    config = config_lib.load(path, unknown)
+    with pytest.raises(errors.UserError, match="give --examples=N"):
+      source_lib.of(config, encoder, None, None)
   path = os.path.join(ROOT, "configs", "supcon_resnet50_imagenet.py")
   config = config_lib.load(path, ["--config.data.name=folder:mine"])
   with pytest.raises(errors.UserError, match="give --classes=N"):

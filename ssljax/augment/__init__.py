@@ -64,6 +64,7 @@ def make(name: str, *, size, **overrides) -> Callable:
   for key in ("mean", "std"):
     if options[key] is not None:
       options[key] = tuple(options[key])
+  _check(options)
   view = _centre if name == "none" else _random
 
   def augment(batch):
@@ -90,6 +91,22 @@ def make(name: str, *, size, **overrides) -> Callable:
     return batch
 
   return augment
+
+
+def _check(options):
+  """Raises UserError for what would only fail inside."""
+  for key in ("blur_p", "solarize_p"):
+    value, views = options.get(key, 0.0), options.get("views", 1)
+    if isinstance(value, tuple | list) and len(value) != views:
+      raise errors.UserError(
+        f"config.augment.{key}={value} is not of {views} views: give as many "
+        "numbers, or one for all"
+      )
+  kernel = options.get("blur_kernel")
+  if kernel is not None and (kernel < 1 or kernel % 2 == 0):
+    raise errors.UserError(
+      f"config.augment.blur_kernel={kernel}: give an odd number of taps"
+    )
 
 
 def _stack(views):

@@ -1,11 +1,13 @@
 """Sources of which only the shapes are known: a plan needs no data."""
 
+import inspect
 import types
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from ssljax import errors
+from ssljax import named
 from ssljax.data import sources
 from ssljax.data import texts
 
@@ -62,7 +64,7 @@ def of(config, encoder, examples: int | None, classes: int | None):
   if examples is None and known[0] is not None:
     examples = _count(data.split, known[0])
   classes = classes or known[1]
-  if examples is None and config.steps is not None:
+  if examples is None and config.steps is not None and not _counts(config):
     examples = 10**9  # no end is reached
   if examples is None:
     raise errors.UserError(
@@ -77,6 +79,21 @@ def of(config, encoder, examples: int | None, classes: int | None):
       f"how many classes {data.name} has is not known here: give --classes=N"
     )
   return _Images(data.name, _shape(data, known[2]), examples, classes)
+
+
+def _counts(config):
+  """Whether the method keeps something of each example, or the schedule is of
+  epochs."""
+  make = named.module("ssljax.methods", config.method.name).make
+  freeze = config.optimizer.get("freeze") or ()
+  return (
+    bool(
+      {"num_examples", "steps_per_epoch"}
+      & {*inspect.signature(make).parameters}
+    )
+    or any(k.endswith("_epochs") for k in config.schedule)
+    or any("epochs" in part for part in freeze)
+  )
 
 
 def _count(split, whole):
