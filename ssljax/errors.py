@@ -56,11 +56,16 @@ def refuse_words(what: str, given: Mapping, kinds: Mapping):
       raise UserError(f"{what}: {name}={given[name]!r} is not {kind}")
 
 
-def refuse_fields(what: str, given: Mapping, of: type):
-  """`refuse_unknown` and `refuse_words`, for the fields of a dataclass."""
-  kinds = {k: field.type for k, field in of.__dataclass_fields__.items()}
+def refuse_options(what: str, given: Mapping, kinds: Mapping):
+  """`refuse_unknown` and `refuse_words`."""
   refuse_unknown(what, given, kinds)
   refuse_words(what, given, kinds)
+
+
+def refuse_fields(what: str, given: Mapping, of: type):
+  """`refuse_options`, for the fields of a dataclass."""
+  fields = of.__dataclass_fields__.items()
+  refuse_options(what, given, {k: field.type for k, field in fields})
 
 
 def _is_of_numbers(annotation):

@@ -295,17 +295,13 @@ def token_cross_entropy(
 
   def of_block(hidden, targets):
     # Cast here, so that the table's gradients are summed in its own dtype.
-    logits = jnp.matmul(
-      hidden,
-      table.astype(hidden.dtype).T,
-      preferred_element_type=jnp.float32,
-    )
+    logits = (hidden @ table.astype(hidden.dtype).T).astype(jnp.float32)
     if bias is not None:
       logits += bias
     total = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     loss = total - target + z_loss * jnp.square(total)
-    return loss, logits.argmax(axis=-1) == targets
+    return loss, target >= logits.max(axis=-1)
 
   most = max(1, block // math.prod(rows))  # tokens of a row
   if n <= most:

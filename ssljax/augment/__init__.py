@@ -58,8 +58,7 @@ def make(name: str, *, size, **overrides) -> Callable:
     )
   preset = PRESETS[name]
   kinds = {key: type(value) for key, value in preset.items()}
-  errors.refuse_unknown(f"augment {name!r}", overrides, kinds)
-  errors.refuse_words(f"augment {name!r}", overrides, kinds)
+  errors.refuse_options(f"augment {name!r}", overrides, kinds)
   options = {**preset, **overrides}
   for key in ("mean", "std"):
     if options[key] is not None:

@@ -47,8 +47,7 @@ def pair(
       f"unknown augment {name!r} for text: choose among {', '.join(PRESETS)}"
     )
   kinds = {key: type(value) for key, value in PRESETS[name].items()}
-  errors.refuse_unknown(f"augment {name!r}", overrides, kinds)
-  errors.refuse_words(f"augment {name!r}", overrides, kinds)
+  errors.refuse_options(f"augment {name!r}", overrides, kinds)
   if name == "none":
     return _same, _same
   options = {**PRESETS[name], **overrides}

@@ -210,7 +210,8 @@ def _attention(run, state, x, visible):
 
 def _looks_at(method, state, x):
   """Whether evaluation is by the parameters, and not by a teacher's alone."""
-  batch = {"views": x[:, None], "key": jax.random.split(jax.random.key(0), 1)}
+  keys = jax.random.split(jax.random.key(0), len(x))
+  batch = {"views": x[:, None], "key": keys}
   embed = lambda p: method.embed(p, state.method_state, batch)["pooled"]
   traced = jax.make_jaxpr(embed)(state.params).jaxpr
   used = {id(v) for eqn in traced.eqns for v in eqn.invars}
