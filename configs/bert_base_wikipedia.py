@@ -5,8 +5,10 @@ A million steps of 256 rows: 900,000 of 128 tokens, then, as `:long`, 100,000 of
 pairs, ten static masks, Adam without bias correction. Theirs reaches 84.6 on
 MNLI fine-tuned. Not yet reproduced here: 16 TPU chips for four days.
 
-`data.name` is a folder of .txt or .jsonl files, of Wikipedia and books, a
-sentence or more a line; `tokenizer.json` the published one, of 30,522 pieces.
+`data.name` is a folder of .txt or .jsonl files, of Wikipedia and books, in
+which a line is a sentence and a blank line ends a document; `tokenizer.json`
+the published one, of 30,522 pieces. The authors draw the pairs ten times, with
+the masks; here they are drawn once, and all is held in memory as tokens.
 """
 
 from ssljax import config as config_lib

@@ -1,4 +1,4 @@
-"""Tokenizers, and documents as rows."""
+"""Tokenizers."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,6 @@ def test_the_common_words_are_whole():
     (lambda: tokens.load("/no/such.json"), "give a tokenizer.json"),
     (lambda: tokens.train(TEXTS, kind="word", vocab=99), "choose among"),
     (lambda: tokens.train(TEXTS, kind="gpt", vocab=200), "more than 257"),
-    (lambda: tokens.one_a_row([], 2, pad=0, start=1, end=2), "no room"),
   ],
 )
 def test_mistakes_are_named(call, words):
@@ -100,78 +99,6 @@ def test_a_file_that_is_no_tokenizer(tmp_path):
   path.write_text("{}")
   with pytest.raises(errors.UserError, match="give a tokenizer.json"):
     tokens.load(str(path))
-
-
-def documents(*sizes):
-  """10, 11, ... for the first, 20, 21, ... for the second."""
-  return [np.arange(n) + 10 * (i + 1) for i, n in enumerate(sizes)]
-
-
-def test_one_document_a_row():
-  rows = tokens.one_a_row(documents(2, 0, 5), 5, pad=0, start=1, end=2)
-  np.testing.assert_array_equal(
-    rows.arrays["tokens"],
-    [[1, 10, 11, 2, 0], [1, 2, 0, 0, 0], [1, 30, 31, 32, 2]],
-  )
-  np.testing.assert_array_equal(rows.arrays["mask"].sum(axis=1), [4, 2, 5])
-  assert "segment" not in rows.arrays and rows.cut == 1
-
-
-def test_packed_documents_lose_nothing():
-  rows = tokens.packed(documents(2, 5, 1), 4, pad=0, end=9)
-  np.testing.assert_array_equal(
-    rows.arrays["tokens"], [[10, 11, 9, 20], [21, 22, 23, 24], [9, 30, 9, 0]]
-  )
-  np.testing.assert_array_equal(
-    rows.arrays["segment"], [[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, -1]]
-  )
-  np.testing.assert_array_equal(rows.arrays["mask"].sum(axis=1), [4, 4, 3])
-  assert rows.cut == 0
-
-
-def test_padding_is_of_no_document():
-  rows = tokens.packed(documents(4, 4, 1), 4)
-  np.testing.assert_array_equal(rows.arrays["segment"][-1], [0, -1, -1, -1])
-
-
-def test_nothing_to_pack():
-  rows = tokens.packed([], 4)
-  assert {v.shape for v in rows.arrays.values()} == {(0, 4)}
-
-
-def test_joined_documents_are_each_predicted_once():
-  rows = tokens.joined(documents(2, 3), 4, end=9)
-  np.testing.assert_array_equal(
-    rows.arrays["tokens"], [[9, 10, 11, 9], [9, 20, 21, 22], [22, 9, 0, 0]]
-  )
-  mask = rows.arrays["mask"]
-  np.testing.assert_array_equal(mask.sum(axis=1), [4, 4, 2])
-  targets = rows.arrays["tokens"][:, 1:][mask[:, 1:]]
-  np.testing.assert_array_equal(targets, [10, 11, 9, 20, 21, 22, 9])
-
-
-def test_pairs_follow_each_other_or_not():
-  many = [np.full(4, 10 + i) for i in range(400)]
-  rows = tokens.pairs(many, 9, pad=0, start=1, end=2)
-  a = rows.arrays
-  assert rows.cut == 399 and a["mask"].all()
-  first, second = a["tokens"][:, 1], a["tokens"][:, 5]
-  np.testing.assert_array_equal(first, 10 + np.arange(399))
-  np.testing.assert_array_equal(second == first + 1, a["next"] == 0)
-  assert (second != first).all()
-  assert 0.4 < a["next"].mean() < 0.6
-  np.testing.assert_array_equal(a["tokens"][:, [0, 4, 8]], [[1, 2, 2]] * 399)
-  np.testing.assert_array_equal(a["kinds"], [[0] * 5 + [1] * 4] * 399)
-
-
-def test_a_pair_loses_of_its_longer_part():
-  lengths = [(1, 9, 1, 7), (9, 1, 7, 1), (9, 9, 4, 4), (2, 3, 2, 3)]
-  for a, b, kept_a, kept_b in lengths:
-    some = [np.full(a, 10), np.full(b, 20), np.full(b, 20)]
-    rows = tokens.pairs(some, 11, pad=0, start=1, end=2).arrays
-    assert (rows["tokens"][0] == 10).sum() == kept_a
-    assert (rows["tokens"][0] == 20).sum() == kept_b
-    assert rows["mask"][0].sum() == kept_a + kept_b + 3
 
 
 def test_a_vocabulary_that_the_characters_alone_exceed_is_refused():

@@ -4,14 +4,17 @@ Everything is held in memory as tokens. What an example is, one document, a
 piece of several, or a pair, is said by `rows`.
 """
 
+import itertools
 import json
 import os
+import re
 from importlib import resources
 
 import numpy as np
 from absl import logging
 
 from ssljax import errors
+from ssljax.data import rows as rows_lib
 from ssljax.data import sources
 from ssljax.data import tokens
 
@@ -20,7 +23,7 @@ _STEP = 16  # rows that are read to be evaluated are multiples of it long
 
 
 class TextSource(sources.Source):
-  """Rows of tokens; see `tokens.Rows` for their arrays.
+  """Rows of tokens; see `rows.Rows` for their arrays.
 
   Args:
     rows: of the documents.
@@ -42,7 +45,7 @@ class TextSource(sources.Source):
 
   def __init__(
     self,
-    rows: tokens.Rows,
+    rows: rows_lib.Rows,
     *,
     name: str,
     tokenizer: tokens.Tokenizer,
@@ -141,7 +144,9 @@ def make(
       data.
     vocab: of a tokenizer that is trained.
     rows: "one" document a row; "packed", several in a row that do not see each
-      other; "joined", all as one text; or "pairs", with the next-sentence task.
+      other; "joined", all as one text; or "pairs", with the next-sentence task:
+      there a line is a sentence and a blank line ends a document, as in the
+      input of BERT's authors.
     length: tokens a row.
     label_length: where there are labels, documents are cut to so many; None is
       `length`.
@@ -173,13 +178,11 @@ def make(
     data_dir,
     documents if _trains(name, split) else None,
   )
-  encoded = coder.encode(texts)
-  made = rows_of(
-    "one" if labels else rows,
-    encoded,
-    (label_length or length) if labels else length,
-    coder,
-  )
+  kind, size = rows, length
+  if labels:
+    kind, size = "one", label_length or length
+  encoded = _sentences(texts, coder) if kind == "pairs" else coder.encode(texts)
+  made = rows_lib.of(kind, encoded, size, coder)
   if made.cut:
     logging.warning(
       "%s/%s: %d of %d documents are longer than a row and lost their ends",
@@ -188,7 +191,8 @@ def make(
       made.cut,
       len(texts),
     )
-  total = sum(map(len, encoded)) + len(texts)
+  pieces = itertools.chain(*encoded) if kind == "pairs" else encoded
+  total = sum(map(len, pieces)) + len(texts)
   return TextSource(
     made,
     name=name,
@@ -196,8 +200,19 @@ def make(
     tokens_per_byte=total / (sum(len(t.encode()) + 1 for t in texts)),
     labels=documents.labels if labels else None,
     num_classes=documents.num_classes,
-    texts=texts if labels or rows == "one" else None,
+    texts=texts if kind == "one" else None,
   )
+
+
+def _sentences(texts, coder):
+  """Of each document the sentences as tokens; see `rows` of `make`."""
+  documents = [
+    [line for line in part.splitlines() if line.strip()]
+    for text in texts
+    for part in re.split(r"\n\s*\n", text)
+  ]
+  encoded = iter(coder.encode(itertools.chain(*documents)))
+  return [[next(encoded) for _ in document] for document in documents]
 
 
 def tokenizer_of(
@@ -356,23 +371,3 @@ class _Files(_Documents):
         f"{place} is no JSON object with a text {key!r} ({e}): mend it, or "
         "give --config.data.feature=KEY"
       ) from e
-
-
-def rows_of(kind, documents, length, coder):
-  pad = 0 if coder.pad is None else coder.pad
-  start, end = coder.start, coder.end
-  if kind == "one":
-    return tokens.one_a_row(documents, length, pad=pad, start=start, end=end)
-  if kind == "packed":
-    return tokens.packed(documents, length, pad=pad, start=start, end=end)
-  if end is None or (kind == "pairs" and start is None):
-    raise errors.UserError(
-      f"data.rows={kind!r} needs a tokenizer with tokens for start and end"
-    )
-  if kind == "joined":
-    return tokens.joined(documents, length, pad=pad, end=end)
-  if kind == "pairs":
-    return tokens.pairs(documents, length, pad=pad, start=start, end=end)
-  raise errors.UserError(
-    f"unknown data.rows={kind!r}: choose one, packed, joined or pairs"
-  )

@@ -8,8 +8,8 @@ import tensorflow_datasets as tfds
 
 from ssljax import errors
 from ssljax import named
+from ssljax.data import rows
 from ssljax.data import sources
-from ssljax.data import texts
 
 # TFDS' training examples, classes, and (h, w, c) where all have the same.
 _KNOWN = {
@@ -122,7 +122,9 @@ def _shape(data, known):
 def _rows(data):
   """{name: (shape, dtype)} of an example, as the reader makes them."""
   documents = [np.zeros(2, np.int32)] * 3
-  made = texts.rows_of(data.rows, documents, data.length, _tokenizer(8))
+  if data.rows == "pairs":  # of sentences
+    documents = [documents] * 3
+  made = rows.of(data.rows, documents, data.length, _tokenizer(8))
   return {k: (v.shape[1:], v.dtype) for k, v in made.arrays.items()}
 
 
