@@ -5,7 +5,6 @@ are fixed and carry a version; what they gave is comparable across releases.
 """
 
 import json
-import math
 import os
 
 import jax
@@ -17,16 +16,14 @@ from ssljax import errors
 from ssljax import files
 from ssljax import run as run_lib
 from ssljax import sharding
-from ssljax.data import sources
+from ssljax import tuning
+from ssljax.data import described
 from ssljax.evals import finetune
+from ssljax.evals import floors as floors_lib
 from ssljax.evals import knn as knn_lib
-from ssljax.evals import linear_probe
-from ssljax.evals import tfidf
 
-_WARM = 50  # batches of them, after which running statistics are of the data
-# Of features, and of the run itself.
-_FEATURES = {"knn": knn_lib.knn, "linear": linear_probe.linear_probe}
-PROTOCOLS = (*_FEATURES, "loss", "finetune")
+_FEATURES = tuple(floors_lib.PROTOCOLS)
+PROTOCOLS = (*_FEATURES, "loss", "finetune")  # the run's own, the last two
 
 
 def evaluate(
@@ -71,7 +68,7 @@ def evaluate(
     UserError: no such run, checkpoint, protocol, dataset or split.
   """
   config = run_lib.restore_config(workdir).eval
-  protocols = tuple(protocols or config.get("protocols", tuple(_FEATURES)))
+  protocols = tuple(protocols or config.get("protocols", _FEATURES))
   unknown = set(protocols) - set(PROTOCOLS)
   if unknown:
     raise errors.UserError(
@@ -101,10 +98,10 @@ def evaluate(
     sets = [labelled(run, data, s) for s in figures["splits"].values()]
     parts = None
     if "finetune" in protocols:  # before anything that takes long
-      labels = _labels(sets[0])
+      labels = tuning.labels(sets[0])
       parts = {f: finetune.subset(labels, f) for f in fractions}
     if floors and set(protocols) & set(_FEATURES):
-      _require_memory(sets)
+      floors_lib.require_memory(sets)
     start = run_lib.init_state(run)
     for name, result in _of_features(
       run, state, start if floors else None, sets, protocols
@@ -114,26 +111,11 @@ def evaluate(
         versions[name] = result["protocol"]
       record()
     if parts is not None:
-      start = warmed(run, start, sets[0])
-      found = _finetuned(run, state, start, sets, parts, seeds)
-      figures["finetune"], versions["finetune"] = found
+      figures["finetune"], versions["finetune"] = tuning.finetuned(
+        run, state, start, sets, parts, seeds
+      )
       record()
   return figures
-
-
-def _require_memory(sets):
-  """Raises UserError where raw pixels as features would fill the memory."""
-  if sets[0].modality == "text":
-    return
-  have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  (shape, _), n = sets[0].example["image"], sum(map(len, sets))
-  need = 4 * n * math.prod(shape)
-  if need > have / 2:
-    need, have = (round(size / 1e9) for size in (need, have))
-    raise errors.UserError(
-      f"the floor of raw pixels needs {need} GB of the {have} that are here: "
-      "give --floors=0"
-    )
 
 
 def _of_features(run, state, start, sets, protocols):
@@ -148,22 +130,11 @@ def _of_features(run, state, start, sets, protocols):
   for prefix, encoder in encoders.items():
     pair = [embed(run, encoder, s) for s in sets]
     for name in names:
-      yield prefix + name, _measure(name, *pair, sets[0].num_classes)
+      yield prefix + name, floors_lib.measure(name, *pair, sets[0].num_classes)
   if start is None:
     return
-  for name, result in floor(*sets, tuple(names)).items():
+  for name, result in floors_lib.floor(*sets, tuple(names)).items():
     yield "raw_" + name, result
-
-
-def floor(train, test, protocols: tuple[str, ...]) -> dict[str, dict]:
-  """What the raw input of two labelled sources gives, by protocol."""
-  if train.modality == "text":
-    label = lambda s: s.read(np.arange(len(s)))["label"]
-    return tfidf.tfidf(
-      train.texts, label(train), test.texts, label(test), protocols=protocols
-    )
-  pixels = raw(train), raw(test)
-  return {n: _measure(n, *pixels, train.num_classes) for n in protocols}
 
 
 def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
@@ -221,87 +192,6 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
   return {f"test_{name}": value for name, value in figures.items()}
 
 
-def warmed(run: run_lib.Run, state, source):
-  """The state with the running statistics, of batch norm, of a source's views.
-
-  Before training they are of nothing; `finetune` holds them as they are.
-  """
-  if not jax.tree.leaves(state.method_state.get("batch_stats", {})):
-    return state
-  rng = np.random.default_rng(0)
-  size = min(run.config.batch_size, len(source))
-
-  @jax.jit
-  def forward(method_state, batch):
-    keys = jax.random.split(jax.random.key(0), size)
-    batch = run.augment(batch | {"key": keys})
-    return run.method.forward(
-      state.params, method_state, batch, step=state.step, train=True
-    )[1]
-
-  method_state = state.method_state
-  for _ in range(_WARM):
-    batch = source.read(np.sort(rng.choice(len(source), size, replace=False)))
-    batch["epoch"] = np.zeros(size, np.int32)
-    method_state = method_state | forward(method_state, batch)
-  return state._replace(method_state=method_state)
-
-
-def _finetuned(run, state, start, sets, parts, seeds):
-  """({fraction: figures}, the protocol)."""
-  train, test = sets
-  origins = [
-    (name, *_tuned(run, origin, train.example))
-    for name, origin in (("", state), ("scratch_", start))
-  ]
-  found, protocol = {}, None
-  for fraction, places in parts.items():
-    row = {"labels": len(places)}
-    for name, apply, params in origins:
-      result = finetune.finetune(
-        apply,
-        params,
-        train,
-        places,
-        test,
-        num_classes=train.num_classes,
-        seeds=seeds,
-      )
-      protocol, values = result["protocol"], result["accuracies"]
-      row[name + "accuracy"] = float(np.mean(values))
-      if seeds > 1:
-        row[name + "spread"] = float(np.std(values, ddof=1))
-      row[name + "all"], row[name + "rate"] = values, result["rate"]
-    part = sources.Part(train, places)
-    row["raw_linear"] = floor(part, test, ("linear",))["linear"]["accuracy"]
-    found[f"{fraction:g}"] = row
-  return found, protocol
-
-
-def _labels(source):
-  """[n], read a part at a time: with images, what is read may be large."""
-  parts = np.array_split(np.arange(len(source)), -(-len(source) // 1000))
-  return np.concatenate([source.read(places)["label"] for places in parts])
-
-
-def _tuned(run, state, example):
-  """`apply(learned, batch)` and what is learned: the parameters, and those of
-  the teacher where there is one, for some methods are evaluated by it."""
-  embed_fn = core.make_embed(run.method, run.view_for_eval)
-  kept = state.method_state
-  teacher = kept.get("teacher", {"params": ()})
-
-  def apply(learned, batch):
-    params, of_teacher = learned
-    method_state = dict(kept)
-    if "teacher" in kept:
-      method_state["teacher"] = teacher | {"params": of_teacher}
-    tuned = state._replace(params=params, method_state=method_state)
-    return embed_fn(tuned, {k: batch[k] for k in example})
-
-  return apply, (state.params, teacher["params"])
-
-
 def _record(figures, path):
   """Adds the figures to those of other protocols, whole or not at all."""
   try:
@@ -332,9 +222,20 @@ def _joined(old, new):
   return joined
 
 
-def restore(workdir: str, step: int | None = None):
-  """Returns the run that a workdir holds, built, and its state at a step."""
-  run = run_lib.build(run_lib.restore_config(workdir))
+def restore(workdir: str, step: int | None = None, *, examples: bool = False):
+  """Returns the run that a workdir holds, built, and its state at a step.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint; None is the latest.
+    examples: whether the run's source can be read; else its data need not be
+      here.
+  """
+  config = run_lib.restore_config(workdir)
+  source, kept = None, run_lib.kept_data(workdir)
+  if kept is not None and not examples:
+    source = described.of(kept, config.data)
+  run = run_lib.build(config, source=source)
   checkpoints = checkpoint.Checkpoints(
     os.path.join(workdir, "checkpoints"), read_only=True
   )
@@ -400,27 +301,10 @@ def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:
   return jax.tree.map(stack, *rows)
 
 
-def raw(source) -> dict:
-  """Pixels in [0, 1] as features."""
-  batch = source.read(np.arange(len(source)))
-  image = batch.pop("image")
-  return {"pooled": image.reshape(len(image), -1) / np.float32(255), **batch}
-
-
 def knn(run: run_lib.Run, state: core.TrainState, sets) -> float:
   """The accuracy of the kNN protocol, on sets as `labelled` gives them."""
   train, test = (embed(run, state, source) for source in sets)
-  return _measure("knn", train, test, sets[0].num_classes)["accuracy"]
-
-
-def _measure(protocol, train, test, num_classes):
-  return _FEATURES[protocol](
-    train["pooled"],
-    train["label"],
-    test["pooled"],
-    test["label"],
-    num_classes=num_classes,
-  )
+  return floors_lib.measure("knn", train, test, sets[0].num_classes)["accuracy"]
 
 
 def write_embeddings(

@@ -305,8 +305,7 @@ def _save(run, state, workdir):
     checkpoints.save(0, state)
     checkpoints.wait()
     checkpoints.close()
-    for name, text in run.source.files.items():
-      files.write(run_lib.data_file(workdir, name), text)
+    run_lib.keep_data(run.source, workdir)
     config_lib.save(run.config, os.path.join(workdir, "config.json"))
   except OSError as e:
     raise errors.UserError(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import math
 import os
 from collections.abc import Callable
@@ -16,11 +17,13 @@ from ssljax import augment
 from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
+from ssljax import files
 from ssljax import named
 from ssljax import optim
 from ssljax import schedules
 from ssljax import sharding
 from ssljax.augment import text as text_views
+from ssljax.data import described
 from ssljax.data import sources
 from ssljax.data import stream
 from ssljax.data import texts
@@ -239,6 +242,34 @@ def open_source(config, split: str, **like):
 def data_file(workdir: str, name: str) -> str:
   """Where a run keeps one of its source's `files`."""
   return os.path.join(workdir, "data", f"{name}.json")
+
+
+def keep_data(source, workdir: str) -> None:
+  """Writes what a run must keep of its data: files, and what `describe` says.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  for name, text in source.files.items():
+    files.write(data_file(workdir, name), text)
+  text = json.dumps(described.describe(source), indent=2)
+  files.write(data_file(workdir, "source"), text)
+
+
+def kept_data(workdir: str) -> dict | None:
+  """What `describe` said of the data of a run; None where it was not kept.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = data_file(workdir, "source")
+  try:
+    with open(path) as f:
+      return json.load(f)
+  except FileNotFoundError:
+    return None
+  except ValueError as e:
+    raise errors.UserError(f"{path} is damaged ({e}): remove it") from e
 
 
 def restore_config(workdir: str):

@@ -28,6 +28,7 @@ from ssljax import monitors
 from ssljax import ops
 from ssljax import run as run_lib
 from ssljax import sharding
+from ssljax.data import described
 from ssljax.data import stream
 
 
@@ -56,6 +57,7 @@ def train(config, workdir: str) -> dict:
   run = run_lib.build(config)
   if begun:
     _refuse_other_files(run, workdir)
+    _refuse_other_examples(run, workdir)
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
@@ -337,6 +339,17 @@ def _refuse_other_files(run, workdir):
         )
 
 
+def _refuse_other_examples(run, workdir):
+  """Of a folder that has grown, say: the order of the examples is another."""
+  old, new = run_lib.kept_data(workdir), described.describe(run.source)
+  for key in ("examples", "arrays", "classes"):
+    if old is not None and old[key] != new[key]:
+      raise errors.UserError(
+        f"{run.source.name} has {key}={new[key]}, and the run in {workdir} "
+        f"began with {old[key]}: give it the data of then, or another --workdir"
+      )
+
+
 def _claim(run, workdir):
   """Makes the workdir this run's own."""
   try:
@@ -344,8 +357,7 @@ def _claim(run, workdir):
     if not sharding.is_first():
       return
     config_lib.save(run.config, os.path.join(workdir, "config.json"))
-    for name, text in run.source.files.items():
-      files.write(run_lib.data_file(workdir, name), text)
+    run_lib.keep_data(run.source, workdir)
     path = os.path.join(workdir, "environment.json")
     files.write(path, json.dumps(environment(), indent=2))
   except OSError as e:

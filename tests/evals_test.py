@@ -18,7 +18,9 @@ from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
 from ssljax import run as run_lib
+from ssljax import tuning
 from ssljax.data import sources
+from ssljax.evals import floors
 from ssljax.evals import knn
 from ssljax.evals import linear_probe
 
@@ -373,10 +375,6 @@ def test_figures_of_protocols_are_kept_together(tmp_path):
 
 def test_what_is_tuned_is_what_features_depend_on():
   """Of methods that are evaluated by a teacher, too, and from each start."""
-  from ssljax import config as config_lib
-  from ssljax import evaluate
-  from ssljax import run as run_lib
-
   path = "configs/dino_resnet18_fashion_mnist.py:quick"
   run = run_lib.build(config_lib.load(path, ["--config.mesh.data=1"]))
   state = run_lib.init_state(run)
@@ -387,7 +385,7 @@ def test_what_is_tuned_is_what_features_depend_on():
   batch = run.source.read(np.arange(4))
   example = {k: batch[k] for k in run.source.example}
   for origin in (state, other):
-    apply, learned = evaluate._tuned(run, origin, run.source.example)
+    apply, learned = tuning._tuned(run, origin, run.source.example)
     total = lambda *args, apply=apply: apply(*args)["pooled"].sum()
     value, grads = jax.jit(jax.value_and_grad(total))(learned, batch)
     own = run.embed(origin, example).sum()
@@ -412,7 +410,7 @@ def test_a_loss_of_clusters_is_not_of_other_examples(resnet):
 
 def test_from_scratch_batch_norm_has_the_statistics_of_the_data(resnet):
   run, state = resnet
-  warmed = evaluate.warmed(run, state, evaluate.labelled(run, None, "train"))
+  warmed = tuning.warmed(run, state, evaluate.labelled(run, None, "train"))
   jax.tree.map(np.testing.assert_array_equal, warmed.params, state.params)
   norm = lambda s: s.method_state["batch_stats"]["encoder"]["bn1"]
   assert not norm(state)["mean"].any() and (norm(state)["var"] == 1).all()
@@ -433,6 +431,6 @@ def test_raw_pixels_that_would_fill_the_memory_are_refused(monkeypatch):
   many = type("Many", (type(large),), {"__len__": lambda self: 1_281_167})
   sets = [many(**vars(large))] * 2
   with pytest.raises(errors.UserError, match="1543 GB .*: give --floors=0"):
-    evaluate._require_memory(sets)
+    floors.require_memory(sets)
   few = type("Few", (type(large),), {"__len__": lambda self: 10})
-  evaluate._require_memory([few(**vars(large))] * 2)
+  floors.require_memory([few(**vars(large))] * 2)

@@ -1,11 +1,13 @@
 import os
 import types
 
+import numpy as np
 import pytest
 
 from ssljax import config as config_lib
 from ssljax import files
 from ssljax import train
+from ssljax.data import sources
 
 
 def test_what_a_run_goes_on_by_is_moved_into_place(tmp_path, monkeypatch):
@@ -15,12 +17,14 @@ def test_what_a_run_goes_on_by_is_moved_into_place(tmp_path, monkeypatch):
     moved.append(os.path.basename(new)) or replace(old, new)
   )
   monkeypatch.setattr(os, "replace", note)
-  source = types.SimpleNamespace(files={"tokenizer": "{}"})
+  source = sources.ArraySource({"image": np.zeros((3, 8, 8, 1), np.uint8)})
+  source.files = {"tokenizer": "{}"}
   run = types.SimpleNamespace(config=config_lib.base(), source=source)
   train._claim(run, str(tmp_path))
-  assert moved == ["config.json", "tokenizer.json", "environment.json"]
+  kept = ["config.json", "tokenizer.json", "source.json", "environment.json"]
+  assert moved == kept
   train._claim(run, str(tmp_path))
-  assert len(moved) == 3
+  assert moved == kept
 
 
 def test_a_kill_while_writing_leaves_what_was_there(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import language
 from ssljax import report
+from ssljax import run as run_lib
 from ssljax import train
 from ssljax.models import gpt
 
@@ -110,6 +111,15 @@ def test_fill_names_the_likeliest(runs):
     p = [q for _, q in found]
     assert p == sorted(p, reverse=True) and 0 < p[0] < 1
   assert "data" in figures["text"] and "[" not in figures["text"]
+
+
+def test_neither_opens_the_texts(runs, monkeypatch):
+  def opened(*unused, **unused_too):
+    raise AssertionError("the texts were opened")
+
+  monkeypatch.setattr(run_lib, "open_source", opened)
+  assert language.generate(runs["gpt"], prompt="The", tokens=2)["tokens"] == 2
+  assert language.fill(runs["bert"], text="a [MASK]")["masks"]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import tensorflow_datasets as tfds
 
 from ssljax import errors
 from ssljax import named
+from ssljax.data import described
 from ssljax.data import rows
-from ssljax.data import sources
 
 # TFDS' training examples, classes, and (h, w, c) where all have the same.
 _KNOWN = {
@@ -19,31 +19,6 @@ _KNOWN = {
   "imagenet2012": (1_281_167, 1000, None),
   "imagenette/160px-v2": (9_469, 10, None),
 }
-
-
-class _Images(sources.ImageSource):
-  """Images that cannot be read."""
-
-  def __init__(self, name, shape, examples, classes):
-    self.name, self.shape, self._examples = name, shape, examples
-    self.num_classes = classes
-
-  def __len__(self):
-    return self._examples
-
-
-class _Texts(sources.Source):
-  """Rows of tokens that cannot be read."""
-
-  modality, unit, num_classes = "text", "tokens", None
-
-  def __init__(self, data, vocab, examples):
-    self.name, self._examples = data.name, examples
-    self.tokenizer, self.example = _tokenizer(vocab), _rows(data)
-    self.per_example = float(data.length)
-
-  def __len__(self):
-    return self._examples
 
 
 def of(config, encoder, examples: int | None, classes: int | None):
@@ -71,14 +46,20 @@ def of(config, encoder, examples: int | None, classes: int | None):
       f"how many examples {data.name} has is not known here: give --examples=N"
     )
   if data.modality == "text":
-    return _Texts(data, encoder.vocab, examples)
+    return described.Texts(
+      data.name,
+      _rows(data),
+      examples,
+      _tokenizer(encoder.vocab),
+      float(data.length),
+    )
   if not data.labels:
     classes = None
   elif classes is None:
     raise errors.UserError(
       f"how many classes {data.name} has is not known here: give --classes=N"
     )
-  return _Images(data.name, _shape(data, known[2]), examples, classes)
+  return described.Images(data.name, _shape(data, known[2]), examples, classes)
 
 
 def _counts(config):

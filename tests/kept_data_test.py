@@ -1,0 +1,108 @@
+"""What a run keeps of its data, and what it can do without them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import evaluate
+from ssljax import interop
+from ssljax import run as run_lib
+from ssljax import train
+
+SIMCLR = "configs/simclr_resnet18_fashion_mnist.py:quick"
+
+
+def folder_of(path, n):
+  """A folder of n small images in each of two classes."""
+  rng = np.random.default_rng(0)
+  for split, count in (("train", n), ("test", 8)):
+    for name in ("a", "b"):
+      place = path / split / name
+      place.mkdir(parents=True, exist_ok=True)
+      for i in range(count):
+        image = rng.integers(0, 256, (8, 8, 1), dtype=np.uint8)
+        np.save(place / f"{i:03}.npy", image)
+  return f"folder:{path}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """(workdir, the flags) of a run on a folder of images."""
+  place = tmp_path_factory.mktemp("kept")
+  flags = [
+    f"--config.data.name={folder_of(place / 'images', 16)}",
+    "--config.batch_size=16",
+    "--config.steps=4",
+    "--config.eval.train_split=",
+  ]
+  workdir = str(place / "run")
+  train.train(config_lib.load(SIMCLR, flags), workdir)
+  return workdir, place, flags
+
+
+def test_what_is_trained_needs_no_training_data(trained, monkeypatch, tmp_path):
+  workdir, place, _ = trained
+  other = folder_of(tmp_path / "other", 4)
+  os.rename(place / "images", place / "elsewhere")
+  try:
+    figures = evaluate.write_embeddings(
+      workdir, str(tmp_path / "out.npz"), data=other
+    )
+    assert figures["examples"] == 16
+    out = str(tmp_path / "out.safetensors")
+    assert interop.export(workdir, out=out, layout="torchvision")["step"] == 4
+    with pytest.raises(errors.UserError, match="no folder"):
+      evaluate.restore(workdir, examples=True)
+  finally:
+    os.rename(place / "elsewhere", place / "images")
+
+
+def test_a_kept_source_is_what_was_read(trained):
+  workdir, *_ = trained
+  kept = evaluate.restore(workdir)[0].source
+  read = evaluate.restore(workdir, examples=True)[0].source
+  for name in ("modality", "name", "shape", "num_classes", "like", "unit"):
+    assert getattr(kept, name) == getattr(read, name)
+  assert len(kept) == len(read) == 32
+
+
+def test_a_run_from_before_data_were_kept(trained, tmp_path):
+  workdir, *_ = trained
+  path = run_lib.data_file(workdir, "source")
+  os.rename(path, tmp_path / "source.json")
+  try:
+    assert len(evaluate.restore(workdir)[0].source.read([0])["image"]) == 1
+  finally:
+    os.rename(tmp_path / "source.json", path)
+
+
+def test_other_data_are_refused(trained):
+  workdir, place, flags = trained
+  more = place / "images" / "train" / "a" / "more.npy"
+  np.save(more, np.zeros((8, 8, 1), np.uint8))
+  try:
+    config = config_lib.load(SIMCLR, flags)
+    with pytest.raises(errors.UserError, match="examples=33, .* began with 32"):
+      train.train(config, workdir)
+  finally:
+    os.remove(more)
+
+
+def test_a_damaged_description_is_named(trained, tmp_path):
+  workdir, *_ = trained
+  path = run_lib.data_file(workdir, "source")
+  with open(path) as f:
+    text = f.read()
+  try:
+    with open(path, "w") as f:
+      f.write(text[: len(text) // 2])
+    with pytest.raises(errors.UserError, match="is damaged .*: remove it"):
+      evaluate.restore(workdir)
+  finally:
+    with open(path, "w") as f:
+      f.write(text)
+  assert json.loads(text)["examples"] == 32
