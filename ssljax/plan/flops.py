@@ -27,6 +27,8 @@ def _count(jaxpr):
     else:
       inner = [_count(j) for j in _inner(eqn.params)]
       once = max(inner, default=0) if name == "cond" else sum(inner)
+      if eqn.params.get("branches_platforms"):
+        once = inner[-1]  # the default, and not what one platform does
       total += once * (eqn.params["length"] if name == "scan" else 1)
   return total
 
