@@ -40,10 +40,9 @@ def get_config(arg=None):
     ema=0.99,
   )
   config.optimizer = dict(
-    name="adamw",
-    learning_rate=1e-3,
-    weight_decay=0.04,
-    weight_decay_end=0.1,
+    name="sgd",
+    learning_rate=0.4,
+    weight_decay=5e-4,
     decay_exclude=("1d",),
     clip_by_param=3.0,
     freeze=(dict(match="prototypes", epochs=0.5),),

@@ -172,16 +172,19 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
     )
     return {"loss": loss, **metrics}
 
+  rows = []
   for first in range(0, len(source), size):
     places = np.arange(first, min(first + size, len(source)))
     batch = source.read(places)
     batch["epoch"] = np.zeros(len(places), np.int32)
-    found.append(jax.tree.map(np.asarray, features(state, batch)))
-  if all(x.ndim == 1 for x in jax.tree.leaves(found[0])):
-    found = [jax.tree.map(lambda *x: np.concatenate(x), *found)]
-  else:
-    found = found[: len(source) // size]
-  rows = [objective(state, x) for x in found]
+    some = jax.tree.map(np.asarray, features(state, batch))
+    if all(x.ndim == 1 for x in jax.tree.leaves(some)):
+      found.append(some)
+    elif len(places) == size:
+      rows.append(objective(state, some))
+  if found:
+    together = jax.tree.map(lambda *x: np.concatenate(x), *found)
+    rows = [objective(state, together)]
   figures = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
   if "masked_loss" in figures:  # of hidden tokens alone
     figures["perplexity"] = float(np.exp(figures["masked_loss"]))

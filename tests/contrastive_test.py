@@ -385,6 +385,23 @@ def test_labels_and_their_number_reach_the_method():
   assert 0 <= figures["test_train_accuracy"] <= 1
 
 
+def test_a_held_out_loss_of_whole_batches_is_their_mean():
+  run = run_lib.build(config_of("simclr", "--config.batch_size=128"))
+  state = run_lib.init_state(run)
+
+  def forward(params, method_state, batch, *, step, train):
+    index = batch["index"].astype(jnp.float32)
+    return {"z": jnp.stack([index, index], axis=1)}, method_state
+
+  def objective(params, method_state, features, *, step):
+    return features["z"].max(), (method_state, {})
+
+  method = run.method._replace(forward=forward, objective=objective)
+  figures = evaluate.held_out(run._replace(method=method), state, None, "test")
+  # Of 360 examples two batches are whole; their last ones are 127 and 255.
+  assert figures["test_loss"] == (127 + 255) / 2
+
+
 def test_without_data_labels_supervised_methods_say_what_is_missing():
   for name in ("supervised", "supcon"):
     config = config_of(name, "--noconfig.data.labels")

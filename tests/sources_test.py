@@ -138,6 +138,7 @@ def test_splits_of_a_folder_have_the_same_classes(folder):
   )
   got = sources.make(name, split="test", labels=True)
   assert got.read(np.array([0]))["label"] == [1] and got.num_classes == 2
+  assert got.class_names == ["ant", "bee"]
   assert len(sources.make(name, split="train")) == 2
   with pytest.raises(errors.UserError, match="test, train"):
     sources.make(name, split="valid")

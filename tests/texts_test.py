@@ -42,6 +42,7 @@ def test_a_folder_of_texts(folder, caplog):
   source = open_folder(folder, labels=True)
   assert "1 documents are not UTF-8" in caplog.text
   assert len(source) == 12 and source.num_classes == 2
+  assert source.class_names == ["bird", "fish"]
   batch = source.read(np.array([0, 11]))
   np.testing.assert_array_equal(batch["label"], [0, 1])
   np.testing.assert_array_equal(batch["index"], [0, 11])

@@ -29,6 +29,7 @@ class Source:
     name: for messages.
     example: {name: (shape, dtype)} of the arrays of one example.
     num_classes: of the labels; None without them.
+    class_names: by label; None where they have none.
     unit: what throughput counts.
     per_example: how many units an example has.
     like: options with which another dataset is read in the same way.
@@ -40,6 +41,7 @@ class Source:
   unit = "images"
   per_example = 1.0
   files = {}
+  class_names = None
 
   def check(self, encoder) -> None:
     """Raises UserError where the encoder cannot take the examples."""
@@ -61,6 +63,7 @@ class Part(Source):
     self._source, self._places = source, places
     self.modality, self.name = source.modality, source.name
     self.example, self.num_classes = source.example, source.num_classes
+    self.class_names = source.class_names
     if texts := getattr(source, "texts", None):
       self.texts = [texts[i] for i in places]
 
@@ -90,9 +93,12 @@ class ArraySource(ImageSource):
     arrays: `image` [n h w c] uint8 and, for labels, `label` [n] int.
     name: for messages.
     num_classes: None is the largest label and one.
+    class_names: by label.
   """
 
-  def __init__(self, arrays, *, name="arrays", num_classes=None):
+  def __init__(
+    self, arrays, *, name="arrays", num_classes=None, class_names=None
+  ):
     self._arrays = {k: np.asarray(v) for k, v in arrays.items()}
     image = self._arrays["image"]
     if image.ndim != 4 or image.dtype != np.uint8:
@@ -105,6 +111,7 @@ class ArraySource(ImageSource):
       label = self._arrays["label"] = self._arrays["label"].astype(np.int32)
       num_classes = num_classes or int(label.max()) + 1
     self.name, self.shape, self.num_classes = name, image.shape[1:], num_classes
+    self.class_names = class_names
 
   def __len__(self):
     return len(self._arrays["image"])
@@ -136,6 +143,7 @@ class DecodedSource(ImageSource):
   ):
     self._records, self._labels, self._fits = records, labels, fits
     self._max_corrupt = max_corrupt
+    self.class_names = getattr(records, "class_names", None)
     self._bad = {}  # why, by index
     self._lock = threading.Lock()
     self.name, self.shape = name, tuple(shape)
@@ -162,7 +170,12 @@ class DecodedSource(ImageSource):
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       for _ in pool.map(fill, range(0, n, _CHUNK)):
         pass  # the first error is raised here
-    return ArraySource(arrays, name=self.name, num_classes=self.num_classes)
+    return ArraySource(
+      arrays,
+      name=self.name,
+      num_classes=self.num_classes,
+      class_names=self.class_names,
+    )
 
   def _empty(self, n):
     batch = {
@@ -349,6 +362,7 @@ class Folder:
   Attributes:
     paths: of the files.
     num_classes: how many subfolders a split has; None without.
+    class_names: of these subfolders, or None.
   """
 
   def __init__(self, path, split, suffixes, what):
@@ -380,6 +394,7 @@ class Folder:
     self._root = root
     self._level = 0 if whole or split != "all" else 1  # below its split
     self.num_classes = len(classes) or None
+    self.class_names = classes or None
 
   def label(self, path):
     """The class of a file by its folder; -1 is unknown."""

@@ -32,6 +32,7 @@ class TextSource(sources.Source):
     tokens_per_byte: of the documents, each one's end a token and a byte.
     labels: int [n], or None.
     num_classes: of the labels.
+    class_names: by label, or None.
     texts: the documents, where each is a row, else None.
 
   Attributes:
@@ -52,6 +53,7 @@ class TextSource(sources.Source):
     tokens_per_byte: float,
     labels=None,
     num_classes=None,
+    class_names=None,
     texts=None,
   ):
     self._arrays = dict(rows.arrays)
@@ -62,7 +64,7 @@ class TextSource(sources.Source):
     self.name, self.tokenizer, self.texts = name, tokenizer, texts
     self.tokens_per_byte = tokens_per_byte
     self.files = {"tokenizer": tokenizer.to_json()}
-    self.num_classes = None
+    self.num_classes, self.class_names = None, class_names
     self._trims = labels is not None
     if labels is not None:
       self._arrays["label"] = np.asarray(labels, np.int32)
@@ -200,6 +202,7 @@ def make(
     tokens_per_byte=total / (sum(len(t.encode()) + 1 for t in texts)),
     labels=documents.labels if labels else None,
     num_classes=documents.num_classes,
+    class_names=documents.class_names,
     texts=texts if kind == "one" else None,
   )
 
@@ -288,12 +291,12 @@ def _open(name, split, feature, data_dir):
 
 
 class _Documents:
-  """`texts`, `labels` (-1 is unknown), `num_classes`, and `broken`: how many
-  texts were not UTF-8."""
+  """`texts`, `labels` (-1 is unknown), `num_classes` and `class_names`, or
+  None, and `broken`: how many texts were not UTF-8."""
 
-  def __init__(self, num_classes):
+  def __init__(self, num_classes, class_names):
     self.texts, self.labels, self.broken = [], [], 0
-    self.num_classes = num_classes
+    self.num_classes, self.class_names = num_classes, class_names
 
   def __len__(self):
     return len(self.texts)
@@ -312,7 +315,7 @@ class _Tfds(_Documents):
     from ssljax.data import tfds_records
 
     records = tfds_records.Records(name, split, data_dir, feature)
-    super().__init__(records.num_classes)
+    super().__init__(records.num_classes, records.class_names)
     for first in range(0, len(records), 1000):
       some = range(first, min(first + 1000, len(records)))
       for i, row in zip(some, records.parsed(some, feature)):
@@ -333,7 +336,8 @@ class _Descriptions(_Documents):
       )
     folder = resources.files("sklearn.datasets.descr")
     files = sorted(f for f in folder.iterdir() if f.name.endswith(".rst"))
-    super().__init__(len(files))
+    names = [f.name.removesuffix(".rst") for f in files]
+    super().__init__(len(files), names)
     for label, file in enumerate(files):
       paragraphs = file.read_text("utf-8").split("\n\n")
       for i, text in enumerate(p for p in paragraphs if len(p) > 20):
@@ -346,7 +350,7 @@ class _Files(_Documents):
 
   def __init__(self, path, split, key):
     folder = sources.Folder(path, split, _SUFFIXES, "texts")
-    super().__init__(folder.num_classes)
+    super().__init__(folder.num_classes, folder.class_names)
     for file in folder.paths:
       with open(file, "rb") as f:
         data = f.read()
@@ -359,7 +363,7 @@ class _Files(_Documents):
         if line.strip():
           self._add_line(f"{file}:{number + 1}", line, key, folder.label(file))
     if max(self.labels) >= (self.num_classes or 0):
-      self.num_classes = max(self.labels) + 1
+      self.num_classes, self.class_names = max(self.labels) + 1, None
 
   def _add_line(self, place, line, key, label):
     try:

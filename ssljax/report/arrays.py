@@ -81,7 +81,7 @@ def of(run: run_lib.Run, state) -> Arrays:
     split=split,
     images=images,
     labels=labels,
-    class_names=class_names(run.config.data),
+    class_names=test.class_names,
     mapped=mapped,
     points=tsne(z[mapped]),
     neighbours=nearest(z, queries(labels)),
@@ -141,18 +141,9 @@ def _test_set(run):
     except errors.UserError:  # no such split: nobody evaluates this run
       split, source = config.data.split, run.source
   arrays = source.read(spread(len(source), _EMBEDDED))
-  return split or config.data.split, sources.ArraySource(arrays)
-
-
-def class_names(data):
-  """The names of the labels, of a TFDS dataset that has them."""
-  if data.name in ("digits", "descriptions") or data.name.startswith("folder:"):
-    return None
-  from ssljax.data import prepare  # TFDS is imported where it is used
-
-  features = prepare.find_builder(data.name, data.data_dir).info.features
-  label = features["label"] if "label" in features else None
-  return getattr(label, "names", None)
+  names = source.class_names
+  arrays = sources.ArraySource(arrays, class_names=names)
+  return split or config.data.split, arrays
 
 
 def tsne(z):

@@ -69,7 +69,7 @@ def of(run: run_lib.Run, state) -> Words:
     split=split,
     texts=test.texts,
     labels=labels,
-    class_names=arrays.class_names(run.config.data),
+    class_names=test.class_names,
     mapped=mapped,
     points=arrays.tsne(z[mapped]),
     neighbours=arrays.nearest(z, arrays.queries(labels))[:, : 1 + _NEIGHBOURS],
