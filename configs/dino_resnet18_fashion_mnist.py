@@ -48,12 +48,24 @@ def get_config(arg=None):
     freeze=(dict(match="prototypes", epochs=0.5),),
   )
   config.schedule = dict(name="cosine", warmup_epochs=0.2)
-  variants = {"local": _local}
-  quick = dict(out_dim=64, hidden_dim=64, bottleneck_dim=32)
-  return config_lib.finish(config, arg, variants, quick)
+  return config_lib.finish(config, arg, {"local": _local}, _quick)
 
 
 def _local(config):
   config.augment.update(
     local_views=4, local_size=(16, 16), local_area=(0.1, 0.3)
+  )
+
+
+def _quick(config):
+  """By AdamW: with SGD the targets of a network this small become the same."""
+  config.method.update(out_dim=64, hidden_dim=64, bottleneck_dim=32)
+  config.optimizer = dict(
+    name="adamw",
+    learning_rate=1e-3,
+    weight_decay=0.04,
+    weight_decay_end=0.1,
+    decay_exclude=("1d",),
+    clip_by_param=3.0,
+    freeze=config.optimizer.freeze,
   )

@@ -125,7 +125,8 @@ def finish(
     config: as the file wrote it.
     arg: variants between commas, or None.
     variants: functions `config -> None` by name; `quick` is always there.
-    quick: keys of the method that `quick` makes small, or None.
+    quick: keys of the method that `quick` makes small, None, or a function
+      `config -> None` for what else a tiny network needs.
 
   Raises:
     UserError: a variant is not known.
@@ -139,9 +140,12 @@ def finish(
   return config.lock()
 
 
-def _quick(config, method):
+def _quick(config, quick):
   """The same method and optimiser, tiny, on data that scikit-learn ships."""
-  config.method.update(method)
+  if callable(quick):
+    quick(config)
+  else:
+    config.method.update(quick)
   config.update(batch_size=64, steps=40, log_every=1, accumulate=1)
   config.data.update(_EMBEDDED[config.data.modality])
   if "size" in config.augment:
