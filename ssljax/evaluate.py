@@ -74,7 +74,7 @@ def evaluate(
     raise errors.UserError(
       f"unknown protocol {min(unknown)!r}: choose among {', '.join(PROTOCOLS)}"
     )
-  run, state = restore(workdir, step)
+  run, state = restore(workdir, step, examples=False)
   figures = {
     "dataset": data or run.source.name,
     "splits": {
@@ -225,14 +225,14 @@ def _joined(old, new):
   return joined
 
 
-def restore(workdir: str, step: int | None = None, *, examples: bool = False):
+def restore(workdir: str, step: int | None = None, *, examples: bool = True):
   """Returns the run that a workdir holds, built, and its state at a step.
 
   Args:
     workdir: of the run.
     step: of the checkpoint; None is the latest.
-    examples: whether the run's source can be read; else its data need not be
-      here.
+    examples: whether the run's source is to be read; else its data need not
+      be here.
   """
   config = run_lib.restore_config(workdir)
   source, kept = None, run_lib.kept_data(workdir)
@@ -328,7 +328,7 @@ def write_embeddings(
     data: another dataset; None is the run's own.
   """
   require_npz(out)
-  run, state = restore(workdir, step)
+  run, state = restore(workdir, step, examples=False)
   rows = embed(run, state, labelled(run, data, split, labels=None))
   write_npz(out, rows)
   return {

@@ -113,7 +113,7 @@ def export(
   """
   if not out.endswith((".safetensors", ".npz")):
     raise errors.UserError(f"--out={out}: give a .safetensors or .npz file")
-  run, state = evaluate.restore(workdir, step)
+  run, state = evaluate.restore(workdir, step, examples=False)
   encoder = run_lib.make_encoder(run.config)
   spec = layouts.get(layout, encoder)
   arrays = _write(spec, run, state, network)

@@ -43,7 +43,7 @@ def generate(
     UserError: no such run, a run of another method, a prompt that leaves no
       room in the context, or numbers out of range.
   """
-  run, state = evaluate.restore(workdir, step)
+  run, state = evaluate.restore(workdir, step, examples=False)
   decoder = _model(run, "gpt", workdir)
   tokenizer = run.source.tokenizer
   (start,) = tokenizer.encode([prompt])
@@ -177,7 +177,7 @@ def fill(
     UserError: no such run, a run of another method, no mask in the text, or a
       text longer than the encoder's positions.
   """
-  run, state = evaluate.restore(workdir, step)
+  run, state = evaluate.restore(workdir, step, examples=False)
   encoder = _model(run, "bert", workdir)
   tokenizer = run.source.tokenizer
   if not 0 < top <= tokenizer.vocab:

@@ -33,11 +33,13 @@ def replay(workdir: str, step: int, out: str | None = None) -> dict:
     step in `from`.
 
   Raises:
-    UserError: there is no such run or update, or `out` cannot be written.
+    UserError: there is no such run or update, its data are others now, or
+      `out` cannot be written.
   """
   if out is not None:
     evaluate.require_npz(out)
   run = run_lib.build(run_lib.restore_config(workdir))
+  train.refuse_other_examples(run, workdir)
   if not 1 <= step <= run.total_steps:
     raise errors.UserError(
       f"--step={step}: the run has the updates 1 to {run.total_steps}"

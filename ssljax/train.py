@@ -57,7 +57,7 @@ def train(config, workdir: str) -> dict:
   run = run_lib.build(config)
   if begun:
     _refuse_other_files(run, workdir)
-    _refuse_other_examples(run, workdir)
+    refuse_other_examples(run, workdir)
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
@@ -339,7 +339,7 @@ def _refuse_other_files(run, workdir):
         )
 
 
-def _refuse_other_examples(run, workdir):
+def refuse_other_examples(run, workdir):
   """Of a folder that has grown, say: the order of the examples is another."""
   old, new = run_lib.kept_data(workdir), described.describe(run.source)
   for key in ("examples", "arrays", "classes"):

@@ -20,7 +20,13 @@ def plain(x, kernel, strides, padding):
 
 def ours(x, kernel, strides, padding):
   return conv.convolve(
-    x, kernel, strides, padding, dimension_numbers=None, lhs_dilation=(1, 1)
+    x,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=None,
+    lhs_dilation=(1, 1),
+    feature_group_count=1,
   )
 
 
@@ -105,3 +111,45 @@ def test_only_a_cpu_takes_it():
     flops.count(lambda f=f: gradients(f, *args)) for f in (ours, plain)
   ]
   assert counted[0] == counted[1] > 0
+
+
+def test_what_nobody_asks_for_is_not_counted():
+  x, kernel, weight = given(16, 6, (8, 8), 3, (1, 1), SAME)
+
+  def counted(function):
+    loss = lambda k: (function(x, k, (1, 1), SAME) * weight).sum()
+    return flops.count(jax.grad(loss), kernel)
+
+  assert counted(ours) == counted(plain)
+
+
+def test_inside_shard_map_the_kernel_may_be_everybodys():
+  x, kernel, weight = given(32, 6, (8, 8), 3, (1, 1), SAME)
+  mesh = jax.sharding.Mesh(jax.devices()[:4], ("data",))
+  P = jax.sharding.PartitionSpec
+
+  def local(function, kernel, x, weight):
+    loss = lambda k: (function(x, k, (1, 1), SAME) * weight).sum()
+    return jax.grad(lambda k: jax.lax.psum(loss(k), "data"))(kernel)
+
+  got, want = (
+    jax.jit(
+      jax.shard_map(
+        functools.partial(local, function),
+        mesh=mesh,
+        in_specs=(P(), P("data"), P("data")),
+        out_specs=P(),
+      )
+    )(kernel, x, weight)
+    for function in (ours, plain)
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "given", [dict(feature_group_count=2), dict(rhs_dilation=(2, 2))]
+)
+def test_what_it_cannot_do_is_refused(given):
+  x, kernel = jnp.ones((8, 4, 4, 8)), jnp.ones((3, 3, 8, 8))
+  with pytest.raises(ValueError, match="alone|no dilation"):
+    conv.convolve(x, kernel, (1, 1), SAME, dimension_numbers=None, **given)

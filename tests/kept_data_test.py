@@ -10,6 +10,7 @@ from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
 from ssljax import interop
+from ssljax import replay
 from ssljax import run as run_lib
 from ssljax import train
 
@@ -44,7 +45,7 @@ def trained(tmp_path_factory):
   return workdir, place, flags
 
 
-def test_what_is_trained_needs_no_training_data(trained, monkeypatch, tmp_path):
+def test_what_is_trained_needs_no_training_data(trained, tmp_path):
   workdir, place, _ = trained
   other = folder_of(tmp_path / "other", 4)
   os.rename(place / "images", place / "elsewhere")
@@ -56,18 +57,21 @@ def test_what_is_trained_needs_no_training_data(trained, monkeypatch, tmp_path):
     out = str(tmp_path / "out.safetensors")
     assert interop.export(workdir, out=out, layout="torchvision")["step"] == 4
     with pytest.raises(errors.UserError, match="no folder"):
-      evaluate.restore(workdir, examples=True)
+      evaluate.restore(workdir)
   finally:
     os.rename(place / "elsewhere", place / "images")
 
 
 def test_a_kept_source_is_what_was_read(trained):
   workdir, *_ = trained
-  kept = evaluate.restore(workdir)[0].source
-  read = evaluate.restore(workdir, examples=True)[0].source
-  for name in ("modality", "name", "shape", "num_classes", "like", "unit"):
+  kept = evaluate.restore(workdir, examples=False)[0].source
+  read = evaluate.restore(workdir)[0].source
+  names = ("modality", "name", "shape", "num_classes", "like", "unit")
+  for name in (*names, "example", "per_example"):
     assert getattr(kept, name) == getattr(read, name)
   assert len(kept) == len(read) == 32
+  with pytest.raises(errors.UserError, match="examples=True"):
+    kept.read([0])
 
 
 def test_a_run_from_before_data_were_kept(trained, tmp_path):
@@ -86,8 +90,12 @@ def test_other_data_are_refused(trained):
   np.save(more, np.zeros((8, 8, 1), np.uint8))
   try:
     config = config_lib.load(SIMCLR, flags)
-    with pytest.raises(errors.UserError, match="examples=33, .* began with 32"):
-      train.train(config, workdir)
+    for go_on in (
+      lambda: train.train(config, workdir),
+      lambda: replay.replay(workdir, step=1),
+    ):
+      with pytest.raises(errors.UserError, match="examples=33, .* with 32"):
+        go_on()
   finally:
     os.remove(more)
 
@@ -101,7 +109,7 @@ def test_a_damaged_description_is_named(trained, tmp_path):
     with open(path, "w") as f:
       f.write(text[: len(text) // 2])
     with pytest.raises(errors.UserError, match="is damaged .*: remove it"):
-      evaluate.restore(workdir)
+      evaluate.restore(workdir, examples=False)
   finally:
     with open(path, "w") as f:
       f.write(text)

@@ -8,6 +8,7 @@ import pytest
 from ssljax import cli
 from ssljax import config as config_lib
 from ssljax import errors
+from ssljax import evaluate
 from ssljax import language
 from ssljax import report
 from ssljax import run as run_lib
@@ -120,6 +121,8 @@ def test_neither_opens_the_texts(runs, monkeypatch):
   monkeypatch.setattr(run_lib, "open_source", opened)
   assert language.generate(runs["gpt"], prompt="The", tokens=2)["tokens"] == 2
   assert language.fill(runs["bert"], text="a [MASK]")["masks"]
+  run, _ = evaluate.restore(runs["bert"], examples=False)
+  assert run.source.like == {} and len(run.source) > 64
 
 
 @pytest.mark.parametrize(

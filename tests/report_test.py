@@ -173,7 +173,7 @@ def test_page(labelled):
 def test_pictures_are_those_of_the_run(labelled):
   workdir, figures = labelled
   text, _ = read(figures)
-  run, _ = evaluate.restore(workdir, examples=True)
+  run, _ = evaluate.restore(workdir)
   views = pictures(text, "Augmented views")
   assert len(views) == 8 * 3
   places = np.linspace(0, len(run.source) - 1, 8).round().astype(int)

@@ -96,6 +96,12 @@ def test_lines_are_sentences_and_blank_lines_end_documents():
       "give 2 and 5 or more; a blank line ends a document",
     ),
     (
+      lambda: rows_lib.pairs(
+        [documents(3), documents(4)], 9, pad=0, start=1, end=2
+      ),
+      "no document has two sentences",
+    ),
+    (
       lambda: rows_lib.of(
         "pairs", [], 9, types.SimpleNamespace(pad=0, start=None, end=1)
       ),

@@ -5,11 +5,22 @@ A plan needs no more, nor does a run's encoder after training.
 
 import numpy as np
 
+from ssljax import errors
 from ssljax.data import sources
 from ssljax.data import tokens
 
 
-class Images(sources.ImageSource):
+class _Unread:
+  """Says what to do where somebody reads after all."""
+
+  def read(self, indices):
+    raise errors.UserError(
+      f"{self.name} is described alone: open it, or restore the run with "
+      "examples=True"
+    )
+
+
+class Images(_Unread, sources.ImageSource):
   """Images [h w c], its `shape`, that cannot be read."""
 
   def __init__(self, name, shape, examples, num_classes):
@@ -20,7 +31,7 @@ class Images(sources.ImageSource):
     return self._examples
 
 
-class Texts(sources.Source):
+class Texts(_Unread, sources.Source):
   """Rows of tokens that cannot be read; `example` as sources have it."""
 
   modality, unit = "text", "tokens"

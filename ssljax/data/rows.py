@@ -160,7 +160,8 @@ def pairs(
     seed: of all chances.
 
   Raises:
-    UserError: fewer than two documents, or no room for a pair.
+    UserError: fewer than two documents, no document of two sentences, or no
+      room for a pair.
   """
   documents = [[s for s in d if len(s)] for d in documents]
   documents = [d for d in documents if d]
@@ -169,6 +170,11 @@ def pairs(
     raise errors.UserError(
       f"pairs of {len(documents)} documents in rows of {length}: give 2 and 5 "
       "or more; a blank line ends a document"
+    )
+  if max(map(len, documents)) == 1:
+    raise errors.UserError(
+      "no document has two sentences, so that none follows another: a line is "
+      "a sentence, a blank line ends a document"
     )
   rng = random.Random(seed)
   made = [

@@ -42,6 +42,7 @@ class Source:
   per_example = 1.0
   files = {}
   class_names = None
+  like = {}
 
   def check(self, encoder) -> None:
     """Raises UserError where the encoder cannot take the examples."""

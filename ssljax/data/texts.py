@@ -78,10 +78,6 @@ class TextSource(sources.Source):
       if k not in ("index", "label")
     }
 
-  @property
-  def like(self):
-    return {}
-
   def __len__(self):
     return len(self._arrays["tokens"])
 
@@ -210,7 +206,7 @@ def make(
 def _sentences(texts, coder):
   """Of each document the sentences as tokens; see `rows` of `make`."""
   documents = [
-    [line for line in part.splitlines() if line.strip()]
+    [line for line in part.split("\n") if line.strip()]
     for text in texts
     for part in re.split(r"\n\s*\n", text)
   ]
@@ -370,6 +366,8 @@ class _Files(_Documents):
       row = json.loads(line.decode("utf-8", errors="replace"))
       text, label = row[key], int(row.get("label", label))
       self._add(text.encode(), label)
+      if "label" in row:
+        self.class_names = None  # numbers, and not of the folders
     except (ValueError, TypeError, KeyError, AttributeError) as e:
       raise errors.UserError(
         f"{place} is no JSON object with a text {key!r} ({e}): mend it, or "

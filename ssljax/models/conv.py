@@ -22,6 +22,9 @@ def convolve(
 ):
   """`jax.lax.conv_general_dilated`, for `flax.linen.Conv`.
 
+  Where the sum over the images is cut over devices, they meet n / 8 times for a
+  convolution, and not once: on CPUs alone, where many devices are a test.
+
   Args:
     x: [n h w c].
     kernel: [k l c d].
@@ -29,16 +32,26 @@ def convolve(
     padding: ((before, after), (before, after)).
     dimension_numbers: as Flax gives them, which has these layouts alone.
     precision: as Flax gives it.
-    **plain: dilations and groups, which a ResNet has not.
+    **plain: dilations and groups as Flax gives them, which a ResNet has not.
+
+  Raises:
+    ValueError: it has them.
   """
-  del plain
-  return _convolve(
-    x, kernel, tuple(strides), tuple(map(tuple, padding)), precision
-  )
+  if plain.pop("feature_group_count", 1) != 1 or isinstance(padding, str):
+    raise ValueError("padding in numbers and one group of channels alone")
+  if any(d != 1 for dilation in plain.values() for d in dilation):
+    raise ValueError("no dilation here")
+  strides, padding = tuple(strides), tuple(map(tuple, padding))
+  if x.shape[0] % _IMAGES or x.shape[3] < _CHANNELS:
+    return _plain(x, kernel, strides, padding, precision)
+  # In `shard_map` the kernel is often the same on all devices, and x not: a sum
+  # of nothing makes them alike, and the gradients meet on the way back.
+  none = lambda v: jax.lax.stop_gradient(v[:0].sum())
+  x, kernel = x + none(kernel), kernel + none(x)
+  return _convolve(x, kernel, strides, padding, precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolve(x, kernel, strides, padding, precision):
+def _plain(x, kernel, strides, padding, precision):
   return jax.lax.conv_general_dilated(
     x,
     kernel,
@@ -49,29 +62,26 @@ def _convolve(x, kernel, strides, padding, precision):
   )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(x, kernel, strides, padding, precision):
+  return _plain(x, kernel, strides, padding, precision)
+
+
 def _forward(x, kernel, strides, padding, precision):
-  return _convolve(x, kernel, strides, padding, precision), (x, kernel)
+  return _plain(x, kernel, strides, padding, precision), (x, kernel)
 
 
 def _backward(strides, padding, precision, kept, cotangent):
   x, kernel = kept
-  plain = functools.partial(
-    jax.lax.conv_general_dilated,
-    window_strides=strides,
-    padding=padding,
-    dimension_numbers=_DIMENSIONS,
-    precision=precision,
-  )
-  (in_x,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(cotangent)
+  plain = lambda x, kernel: _plain(x, kernel, strides, padding, precision)
 
   def by_convolution(x, cotangent):
     return jax.linear_transpose(lambda k: plain(x, k), kernel)(cotangent)[0]
 
-  if x.shape[0] % _IMAGES or x.shape[3] < _CHANNELS:
-    return in_x, by_convolution(x, cotangent)
   by_products = functools.partial(
     _by_products, shape=kernel.shape, strides=strides, padding=padding
   )
+  (in_x,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(cotangent)
   in_kernel = jax.lax.platform_dependent(
     x, cotangent, cpu=by_products, default=by_convolution
   )

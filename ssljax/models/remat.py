@@ -8,8 +8,7 @@ from ssljax import errors
 
 def _products(primitive, *args, **params):
   dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  # `conv.convolve` is the only function with a gradient of its own.
-  convolution = primitive.name in ("conv_general_dilated", "custom_vjp_call")
+  convolution = primitive.name == "conv_general_dilated"
   return convolution or dots(primitive, *args, **params)
 
 

@@ -9,11 +9,14 @@ import math
 from collections.abc import Callable
 
 import jax
+from jax.interpreters import partial_eval as pe
 
 
 def count(function: Callable, *args) -> int:
   """Of one call; the arguments may be jax.ShapeDtypeStruct."""
-  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  used, _ = pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _count(used)
 
 
 def _count(jaxpr):

@@ -109,7 +109,7 @@ def seen(workdir: str):
   Raises:
     UserError: no such run, checkpoint or dataset.
   """
-  run, state = evaluate.restore(workdir, examples=True)
+  run, state = evaluate.restore(workdir)
   return _SEEN[run.source.modality](run, state)
 
 
