@@ -125,8 +125,7 @@ def finish(
     config: as the file wrote it.
     arg: variants between commas, or None.
     variants: functions `config -> None` by name; `quick` is always there.
-    quick: keys of the method that `quick` makes small, None, or a function
-      `config -> None` for what else a tiny network needs.
+    quick: keys of the method that `quick` makes small, or None.
 
   Raises:
     UserError: a variant is not known.
@@ -140,12 +139,9 @@ def finish(
   return config.lock()
 
 
-def _quick(config, quick):
+def _quick(config, method):
   """The same method and optimiser, tiny, on data that scikit-learn ships."""
-  if callable(quick):
-    quick(config)
-  else:
-    config.method.update(quick)
+  config.method.update(method)
   config.update(batch_size=64, steps=40, log_every=1, accumulate=1)
   config.data.update(_EMBEDDED[config.data.modality])
   if "size" in config.augment:
