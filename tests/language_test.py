@@ -159,7 +159,7 @@ def test_the_report_shows_what_was_learned(runs, tmp_path):
   for title in ("Samples", "What is hidden", "Map of the embeddings"):
     assert f"<h2>{title}</h2>" in page
   # The descriptions' test paragraphs are among the neighbours.
-  assert "class 0: " in page and page.count("<circle") >= 2 * 38
+  assert "breast_cancer: " in page and page.count("<circle") >= 2 * 38
   assert "src=" not in page  # a page of texts has no pictures
 
 
