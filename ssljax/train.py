@@ -340,7 +340,10 @@ def _refuse_other_files(run, workdir):
 
 
 def refuse_other_examples(run, workdir):
-  """Of a folder that has grown, say: the order of the examples is another."""
+  """Raises UserError where a run's data are not as they were when it began.
+
+  In a folder that has grown, say, the order of the examples is another.
+  """
   old, new = run_lib.kept_data(workdir), described.describe(run.source)
   for key in ("examples", "arrays", "classes"):
     if old is not None and old[key] != new[key]:

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssljax import errors
-from ssljax.models import conv as convolution
 from ssljax.models import norm as norms
 from ssljax.models import remat
 
@@ -105,7 +104,6 @@ class ResNet(nn.Module):
       use_bias=False,
       dtype=self.dtype,
       kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-      conv_general_dilated=convolution.convolve,
     )
     norm = self._norm(train)
     kind = Bottleneck if self.variant in _BOTTLENECK else Basic

@@ -9,14 +9,11 @@ import math
 from collections.abc import Callable
 
 import jax
-from jax.interpreters import partial_eval as pe
 
 
 def count(function: Callable, *args) -> int:
   """Of one call; the arguments may be jax.ShapeDtypeStruct."""
-  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-  used, _ = pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-  return _count(used)
+  return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def _count(jaxpr):
@@ -30,8 +27,6 @@ def _count(jaxpr):
     else:
       inner = [_count(j) for j in _inner(eqn.params)]
       once = max(inner, default=0) if name == "cond" else sum(inner)
-      if eqn.params.get("branches_platforms"):
-        once = inner[-1]  # the default, and not what one platform does
       total += once * (eqn.params["length"] if name == "scan" else 1)
   return total
 
