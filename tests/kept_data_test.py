@@ -79,7 +79,8 @@ def test_a_run_from_before_data_were_kept(trained, tmp_path):
   path = run_lib.data_file(workdir, "source")
   os.rename(path, tmp_path / "source.json")
   try:
-    assert len(evaluate.restore(workdir)[0].source.read([0])["image"]) == 1
+    run, _ = evaluate.restore(workdir, examples=False)
+    assert len(run.source.read([0])["image"]) == 1
   finally:
     os.rename(tmp_path / "source.json", path)
 
