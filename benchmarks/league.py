@@ -11,6 +11,10 @@ config; what is there is not run again, and a run that was stopped goes on, so
 that the table can be made in parts. `--table` alone writes the README's table
 and `docs/league.png` from the rows of configs that are as they were.
 
+`--own` trains the encoders of the configs themselves, a ResNet-18 of width 16
+with the CIFAR stem (or a ViT), in a table of its own: on an accelerator a
+matter of seconds, on two cores of an hour each.
+
 `--part=0/2` and `--part=1/2` go side by side, each on half of the cores. On two
 cores that takes a sixth less time than all in turn: a step of SimCLR took
 0.430 s in each of two such runs of 60, and 0.255 s alone.
@@ -33,10 +37,14 @@ _RUNS = os.path.join(_ROOT, "runs", "league")
 _ROWS = os.path.join(_ROOT, "benchmarks", "league.csv")
 _README = os.path.join(_ROOT, "README.md")
 _PLOT = os.path.join(_ROOT, "docs", "league.png")
-_BEGIN, _END = "<!-- league -->\n", "<!-- /league -->\n"
+_MARKS = {
+  own: (f"<!-- {name} -->\n", f"<!-- /{name} -->\n")
+  for own, name in ((False, "league"), (True, "league of own encoders"))
+}
 _FIELDS = (
   "key", "method", "encoder", "seed", "steps", "knn", "linear", "random_knn",
   "random_linear", "raw_knn", "raw_linear", "collapsed", "curve", "jax", "cpus",
+  "device",
 )  # fmt: skip
 _FLOORS = ("random_knn", "random_linear", "raw_knn", "raw_linear")
 # What all runs share; of the probes nothing is chosen on the test set.
@@ -72,14 +80,23 @@ def configs():
   return found
 
 
-def flags(path, seed):
-  small = [f"--config.encoder.{flag}" for flag in _SMALL[encoder_of(path)]]
-  return [*_FLAGS, f"--config.seed={seed}", *small]
+def flags(path, seed, own=False):
+  """Of a run of a config; with its own encoder, or the small one."""
+  small = () if own else _SMALL[encoder_of(path)]
+  encoder = [f"--config.encoder.{flag}" for flag in small]
+  return [*_FLAGS, f"--config.seed={seed}", *encoder]
 
 
 def encoder_of(path):
   """As the name of a config says it."""
   return os.path.basename(path).split("_")[-3]
+
+
+def encoder_name(path, own):
+  """Of the encoder that is trained, as rows have it."""
+  resnet = "resnet18" if own else "resnet10-small"
+  vit = "vit" if own else "vit-small"
+  return resnet if encoder_of(path).startswith("resnet") else vit
 
 
 def path_of(method):
@@ -90,23 +107,23 @@ def path_of(method):
   return known[method]
 
 
-def key_of(path, seed, more=()):
+def key_of(path, seed, more=(), own=False):
   """A hash of what the config, with `more` flags, has other than the base."""
-  given = [*flags(path, seed), *more]
+  given = [*flags(path, seed, own), *more]
   config = config_lib.to_dict(config_lib.load(path, given))
   base = config_lib.to_dict(config_lib.base())
   text = json.dumps(config_lib.difference(base, config))
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def current():
+def current(own=False):
   """The rows of configs as they are now."""
   known = configs()
   return [
     row
     for row in rows_lib.read(_ROWS)
     if row["method"] in known
-    and row["key"] == key_of(known[row["method"]], int(row["seed"]))
+    and row["key"] == key_of(known[row["method"]], int(row["seed"]), own=own)
   ]
 
 
@@ -131,16 +148,14 @@ def environment(workdir):
     return json.load(f)
 
 
-def run(method, path, seed, key):
+def run(method, path, seed, key, own=False):
   """Trains and evaluates one method; returns its row."""
   workdir = os.path.join(_RUNS, f"{method}-{seed}-{key}")
   name = f"--workdir={workdir}"
-  trained = command("train", f"--config={path}", name, *flags(path, seed))
-  encoder = encoder_of(path)
-  floors = {}
+  trained = command("train", f"--config={path}", name, *flags(path, seed, own))
+  encoder, floors = encoder_name(path, own), {}
   if encoder.startswith("resnet"):  # all the same one; ViTs differ in details
-    encoder = "resnet10-small"
-    floors = next((r for r in current() if r["encoder"] == encoder), {})
+    floors = next((r for r in current(own) if r["encoder"] == encoder), {})
   figures = {k: float(v) for k, v in floors.items() if k in _FLOORS}
   figures |= command(
     "evaluate", name, "--protocols=knn,linear", f"--floors={int(not floors)}"
@@ -157,6 +172,7 @@ def run(method, path, seed, key):
     "curve": " ".join(f"{step}:{knn:.4f}" for step, knn in curve.items()),
     "jax": here["jax"],
     "cpus": here["cpus"],
+    "device": here["device_kind"],
     **{k: round(v, 4) for k, v in figures.items() if k in _FIELDS},
   }
 
@@ -168,8 +184,9 @@ def best(rows, count):
   return [r["method"] for r in first[:count]]
 
 
-def play(methods, minutes, part=0, parts=1):
-  """Runs what is missing: seed 0 of all, then seeds 1 and 2 of the best."""
+def play(methods, minutes, part=0, parts=1, own=False, seeds=(0,)):
+  """Runs what is missing: seed 0 of all, then seeds 1 and 2 of the best; of
+  `methods`, where some are named, the `seeds` alone."""
   stop = time.monotonic() + 60 * minutes
   known = configs()
   for method in methods:
@@ -178,9 +195,9 @@ def play(methods, minutes, part=0, parts=1):
   def missing(pairs):
     there = {row["key"] for row in rows_lib.read(_ROWS)}
     for method, seed in pairs[part::parts]:
-      key = key_of(known[method], seed)
+      key = key_of(known[method], seed, own=own)
       if key not in there:
-        yield method, known[method], seed, key
+        yield method, known[method], seed, key, own
 
   def play_all(pairs):
     for entry in missing(pairs):
@@ -190,8 +207,8 @@ def play(methods, minutes, part=0, parts=1):
       rows_lib.append(_ROWS, _FIELDS, row)
       print(json.dumps(row), flush=True)
 
-  play_all([(method, 0) for method in methods or known])
-  there = current()
+  play_all([(m, seed) for seed in seeds for m in methods or known])
+  there = current(own)
   if not methods and known.keys() == {row["method"] for row in there}:
     play_all([(m, seed) for seed in (1, 2) for m in best(there, 5)])
 
@@ -262,16 +279,19 @@ def plot(rows):
   fig.savefig(_PLOT, dpi=90)
 
 
-def write(rows):
+def write(rows, own=False):
+  """The table between its marks in the README, and the plot of the small."""
+  begin, end = _MARKS[own]
   with open(_README) as f:
     text = f.read()
-  before, _, rest = text.partition(_BEGIN)
-  _, _, after = rest.partition(_END)
+  before, _, rest = text.partition(begin)
+  _, _, after = rest.partition(end)
   if not after:
-    raise SystemExit(f"{_README} has no {_BEGIN.strip()} ... {_END.strip()}")
+    raise SystemExit(f"{_README} has no {begin.strip()} ... {end.strip()}")
   with open(_README, "w") as f:
-    f.write(before + _BEGIN + table(rows) + _END + after)
-  plot(rows)
+    f.write(before + begin + table(rows) + end + after)
+  if not own:
+    plot(rows)
 
 
 def main():
@@ -279,15 +299,19 @@ def main():
   parser.add_argument("--methods", default="", help="names between commas")
   parser.add_argument("--minutes", type=float, default=1e9)
   parser.add_argument("--table", action="store_true")
+  parser.add_argument("--own", action="store_true")
+  parser.add_argument("--seeds", default="0", help="of --methods")
   parser.add_argument("--part", default="0/1", help="I/N: every Nth, from I on")
   args = parser.parse_args()
   if not args.table:
     part, parts = map(int, args.part.split("/"))
     if parts > 1:
       pin(part, parts)
-    play([m for m in args.methods.split(",") if m], args.minutes, part, parts)
-  if there := current():
-    write(there)
+    methods = [m for m in args.methods.split(",") if m]
+    seeds = tuple(map(int, args.seeds.split(",")))
+    play(methods, args.minutes, part, parts, args.own, seeds)
+  if there := current(args.own):
+    write(there, args.own)
 
 
 if __name__ == "__main__":

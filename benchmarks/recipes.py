@@ -3,7 +3,9 @@ METHOD --config.KEY=VALUE ...`.
 
 Trains the method's Fashion-MNIST config, with the flags given, as the league
 does, but for 390 updates and on 50,000 of the training images; the other 10,000
-tell which recipe a config shall have. No test image is seen. A row a recipe
+tell which recipe a config shall have. No test image is seen. `--own` trains
+the config's own encoder instead, for all of the league's updates: what is best
+for a small one soon after its start need not be best for that. A row a recipe
 goes to `recipes.csv` beside this file, keyed by the hash of its config, and one
 that is there is not run again. Without a method the table of all is printed,
 flags as they were given to the config of their time, and what the configs have
@@ -23,22 +25,27 @@ _RUNS = os.path.join(os.path.dirname(_HERE), "runs", "recipes")
 _ROWS = os.path.join(_HERE, "recipes.csv")
 _FIELDS = (
   "key", "method", "encoder", "flags", "steps", "knn", "linear", "rankme",
-  "jax",
+  "jax", "device",
 )  # fmt: skip
 _STEPS = 390  # two epochs of them
 _FLAGS = (
-  f"--config.steps={_STEPS}",
   "--config.data.split=train[:50000]",
   "--config.eval.train_split=train[:50000]",
   "--config.eval.test_split=train[50000:]",
 )
 
 
-def run(method, given):
+def flags_of(own, given=()):
+  """Those on top of the league's."""
+  few = () if own else (f"--config.steps={_STEPS}",)
+  return [*few, *_FLAGS, *given]
+
+
+def run(method, given, own=False):
   """The row of one recipe; trains it where there is none."""
   path = league.path_of(method)
-  flags = [*_FLAGS, *given]
-  key = league.key_of(path, 0, flags)
+  flags = flags_of(own, given)
+  key = league.key_of(path, 0, flags, own)
   for row in rows_lib.read(_ROWS):
     if row["key"] == key:
       return row
@@ -47,7 +54,7 @@ def run(method, given):
     "train",
     f"--config={path}",
     f"--workdir={workdir}",
-    *league.flags(path, 0),
+    *league.flags(path, 0, own),
     *flags,
   )
   probed = league.command(
@@ -55,16 +62,18 @@ def run(method, given):
   )
   rows = league.logged(workdir)
   last = lambda name: [row[name] for row in rows if name in row][-1]
+  here = league.environment(workdir)
   row = {
     "key": key,
     "method": method,
-    "encoder": league.encoder_of(path),
+    "encoder": league.encoder_name(path, own),
     "flags": shlex.join(given),
     "steps": trained["steps"],
     "knn": round(last("knn"), 4),
     "linear": round(probed["linear"], 4),
     "rankme": round(last("monitor/rankme"), 1),
-    "jax": league.environment(workdir)["jax"],
+    "jax": here["jax"],
+    "device": here["device_kind"],
   }
   rows_lib.append(_ROWS, _FIELDS, row)
   return row
@@ -73,16 +82,21 @@ def run(method, given):
 def table(rows):
   """Markdown, by method, best first."""
   lines = [
-    "| | the config, with | kNN, held out | linear | RankMe |",
-    "|---|---|---|---|---|",
+    "| | encoder | the config, with | kNN, held out | linear | RankMe |",
+    "|---|---|---|---|---|---|",
   ]
-  for row in sorted(rows, key=lambda r: (r["method"], -float(r["knn"]))):
-    now = league.key_of(league.path_of(row["method"]), 0, _FLAGS) == row["key"]
-    bold = "**" if now else ""
+  now = {
+    league.key_of(path, 0, flags_of(own), own)
+    for path in league.configs().values()
+    for own in (False, True)
+  }
+  order = lambda row: (row["method"], row["encoder"], -float(row["knn"]))
+  for row in sorted(rows, key=order):
+    bold = "**" if row["key"] in now else ""
     flags = " ".join(f"`{f[9:]}`" for f in shlex.split(row["flags"]))
     lines.append(
-      f"| {row['method']} | {flags} | {bold}{row['knn']}{bold} | "
-      f"{row['linear']} | {row['rankme']} |"
+      f"| {row['method']} | {row['encoder']} | {flags} "
+      f"| {bold}{row['knn']}{bold} | {row['linear']} | {row['rankme']} |"
     )
   return "\n".join(lines) + "\n"
 
@@ -90,9 +104,10 @@ def table(rows):
 def main():
   parser = argparse.ArgumentParser(usage=__doc__)
   parser.add_argument("method", nargs="?")
+  parser.add_argument("--own", action="store_true")
   args, flags = parser.parse_known_args()
   if args.method:
-    print(json.dumps(run(args.method, flags)), flush=True)
+    print(json.dumps(run(args.method, flags, args.own)), flush=True)
   else:
     print(table(rows_lib.read(_ROWS)), end="")
 

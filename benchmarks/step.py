@@ -5,7 +5,9 @@ images (ResNet-18 with SGD, ViT-Ti/4 with AdamW) or MAE on 256 (ViT-Ti/4, 16 of
 64 patches visible, a decoder of 4 layers of 96); or masked language modelling
 on 64 x 128 tokens, of 8,192 kinds, with all places meeting the vocabulary
 (bert_mini) or, as `methods.bert` has it, the hidden ones alone
-(bert_mini_masked). Prints one JSON object.
+(bert_mini_masked). For accelerators, on images of 224 x 224: SimCLR on 64
+(resnet50) and MAE on 128 (mae_b: ViT-B/16, a decoder of 8 layers of 512).
+Prints a JSON object for each of the models.
 """
 
 import argparse
@@ -35,13 +37,18 @@ from ssljax.models import resnet  # noqa: E402
 from ssljax.models import vit  # noqa: E402
 
 
-def make(model):
+def make(model, dtype=jnp.float32):
   """(method, optimiser, views or None, batch)."""
   sgd = optim.make(name="sgd", learning_rate=0.1)
   adamw = optim.make(name="adamw", learning_rate=1e-3, weight_decay=0.01)
   if model.startswith("bert_mini"):
     encoder = bert.make(
-      variant="mini", vocab=8192, positions=128, kinds=1, dropout=0.0
+      variant="mini",
+      vocab=8192,
+      positions=128,
+      kinds=1,
+      dropout=0.0,
+      dtype=dtype,
     )
     if model == "bert_mini":
       return bert_everywhere(encoder), adamw, None, random_tokens()
@@ -49,11 +56,17 @@ def make(model):
   contrast = lambda encoder, out: simclr.make(
     encoder, temperature=0.5, head_norm=False, num_layers=out
   )
+  if model == "resnet50":
+    encoder = resnet.make(variant="50", dtype=dtype)
+    return contrast(encoder, 2), sgd, None, random_views(64, 2, 224)
   if model.startswith("resnet18"):
     width = int(model.split("_")[1])
-    encoder = resnet.make(variant="18", width=width, stem="cifar")
+    encoder = resnet.make(variant="18", width=width, stem="cifar", dtype=dtype)
     return contrast(encoder, 2), sgd, None, random_views(128, 2)
-  encoder = vit.make(variant="Ti/4", pool="mean")
+  if model == "mae_b":
+    encoder = vit.make(variant="B/16", pool="mean", dtype=dtype)
+    return mae.make(encoder), adamw, None, random_views(128, 1, 224)
+  encoder = vit.make(variant="Ti/4", pool="mean", dtype=dtype)
   if model == "vit_ti":
     return contrast(encoder, 1), adamw, None, random_views(128, 2)
   if model.startswith("encoder_ti"):
@@ -63,9 +76,9 @@ def make(model):
   return method, adamw, None, random_views(256, 1)
 
 
-def random_views(b, v):
-  views = np.random.default_rng(0).normal(size=(b, v, 32, 32, 3))
-  return {"views": views.astype(np.float32)}
+def random_views(b, v, size=32):
+  rng = np.random.default_rng(0)
+  return {"views": rng.normal(size=(b, v, size, size, 3)).astype(np.float32)}
 
 
 def random_tokens():
@@ -135,12 +148,9 @@ def encoder_alone(encoder, keep):
   return core.Method(init, forward, objective, embed=None)
 
 
-def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument("--model", default="vit_ti")
-  parser.add_argument("--steps", type=int, default=5)
-  args = parser.parse_args()
-  method, tx, augment, batch = make(args.model)
+def measure(model, steps, dtype):
+  """The figures of one model."""
+  method, tx, augment, batch = make(model, dtype)
   rng = jax.random.key(0)
   start = time.perf_counter()
   init = lambda rng: core.init_state(method, tx, rng, batch, augment=augment)
@@ -149,22 +159,30 @@ def main():
   step = jax.jit(step, donate_argnums=0)
   batch = jax.device_put(batch)
   times = []
-  for _ in range(args.steps + 2):
+  for _ in range(steps + 2):
     state, metrics = step(state, batch, rng)
     jax.block_until_ready(metrics)
     times.append(time.perf_counter())
-  params = sum(x.size for x in jax.tree.leaves(state.params))
-  print(
-    json.dumps(
-      {
-        "model": args.model,
-        "params": params,
-        "step_s": round(statistics.median(np.diff(times)[1:]), 4),
-        "first_s": round(times[0] - start, 2),
-        "loss": round(float(metrics["loss"]), 4),
-      }
-    )
-  )
+  return {
+    "model": model,
+    "params": sum(x.size for x in jax.tree.leaves(state.params)),
+    "step_s": round(statistics.median(np.diff(times)[1:]), 5),
+    "first_s": round(times[0] - start, 2),
+    "loss": round(float(metrics["loss"]), 4),
+    "precision": jnp.dtype(dtype).name,
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--model", default="vit_ti", help="names between commas")
+  parser.add_argument("--steps", type=int, default=5)
+  parser.add_argument("--bf16", action="store_true")
+  args = parser.parse_args()
+  dtype = jnp.bfloat16 if args.bf16 else jnp.float32
+  for model in args.model.split(","):
+    print(json.dumps(measure(model, args.steps, dtype)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """PyTorch's side of `step.py`: `python torch_step.py --model=vit_ti`.
 
-Needs torch alone. Prints one JSON object.
+Needs torch alone. On a GPU, where there is one, with TF32, which jax takes
+there too. Prints a JSON object for each of the models.
 """
 
 import argparse
@@ -31,6 +32,30 @@ class Basic(nn.Module):
     return F.relu(y + self.shortcut(x))
 
 
+class Bottleneck(nn.Module):
+  def __init__(self, c, d, stride):
+    super().__init__()
+    self.first, self.second = conv(c, d, 1, 1), conv(d, d, 3, stride)
+    self.third = conv(d, 4 * d, 1, 1)
+    same = stride == 1 and c == 4 * d
+    self.shortcut = nn.Identity() if same else conv(c, 4 * d, 1, stride)
+
+  def forward(self, x):
+    y = F.relu(self.second(F.relu(self.first(x))))
+    return F.relu(self.third(y) + self.shortcut(x))
+
+
+def resnet50():
+  layers, c = [conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)], 64
+  for stage, blocks in enumerate((3, 4, 6, 3)):
+    for block in range(blocks):
+      d = 64 * 2**stage
+      layers.append(Bottleneck(c, d, 2 if stage and not block else 1))
+      c = 4 * d
+  head = nn.Linear(c, c), nn.ReLU(), nn.Linear(c, 128)
+  return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+
+
 def resnet18(width):
   layers, c = [conv(3, width, 3, 1), nn.ReLU()], width
   for i in range(8):
@@ -59,9 +84,10 @@ class Block(nn.Module):
     return x + self.mlp(self.norm2(x))
 
 
-def patchify(x):
-  b = len(x)
-  return x.view(b, 3, 8, 4, 8, 4).permute(0, 2, 4, 3, 5, 1).reshape(b, 64, 48)
+def patchify(x, p):
+  b, n = len(x), x.shape[-1] // p
+  x = x.view(b, 3, n, p, n, p).permute(0, 2, 4, 3, 5, 1)
+  return x.reshape(b, n * n, 3 * p * p)
 
 
 def stack(depth, d, heads):
@@ -71,33 +97,37 @@ def stack(depth, d, heads):
 class ViT(nn.Module):
   """SimCLR's projection of the mean token, or MAE's loss."""
 
-  def __init__(self, keep=None):
+  def __init__(self, size=32, patch=4, dim=192, heads=3, keep=None, decoder=()):
     super().__init__()
-    self.keep = keep
-    self.embed, self.norm = nn.Linear(48, 192), nn.LayerNorm(192)
-    self.positions = nn.Parameter(0.02 * torch.randn(64, 192))
-    self.blocks = stack(12, 192, 3)
+    self.keep, self.patch, self.n = keep, patch, (size // patch) ** 2
+    pixels = 3 * patch**2
+    self.embed, self.norm = nn.Linear(pixels, dim), nn.LayerNorm(dim)
+    self.positions = nn.Parameter(0.02 * torch.randn(self.n, dim))
+    self.blocks = stack(12, dim, heads)
     if keep is None:
-      self.head = nn.Linear(192, 128)
+      self.head = nn.Linear(dim, 128)
       return
-    self.decoder_embed, self.decoder_norm = nn.Linear(192, 96), nn.LayerNorm(96)
-    self.mask_token = nn.Parameter(torch.zeros(96))
-    self.decoder_positions = nn.Parameter(0.02 * torch.randn(64, 96))
-    self.decoder, self.predict = stack(4, 96, 3), nn.Linear(96, 48)
+    depth, d, decoder_heads = decoder
+    self.decoder_embed, self.decoder_norm = nn.Linear(dim, d), nn.LayerNorm(d)
+    self.mask_token = nn.Parameter(torch.zeros(d))
+    self.decoder_positions = nn.Parameter(0.02 * torch.randn(self.n, d))
+    self.decoder = stack(depth, d, decoder_heads)
+    self.predict = nn.Linear(d, pixels)
 
   def forward(self, x):
-    target = patchify(x)
+    target = patchify(x, self.patch)
     x = self.embed(target) + self.positions
     if self.keep is None:
       return self.head(self.norm(self.blocks(x)).mean(1))
-    b, n, keep = len(x), 64, self.keep
+    b, n, keep = len(x), self.n, self.keep
     order = torch.rand(b, n).argsort(1)
     restore = order.argsort(1)
     take = lambda x, i: x.gather(1, i[..., None].expand(-1, -1, x.shape[-1]))
     x = self.decoder_embed(self.norm(self.blocks(take(x, order[:, :keep]))))
-    x = torch.cat([x, self.mask_token.expand(b, n - keep, -1)], 1)
-    x = self.decoder(take(x, restore) + self.decoder_positions)
-    x = self.predict(self.decoder_norm(x))
+    hidden = self.mask_token.to(x.dtype).expand(b, n - keep, -1)
+    x = take(torch.cat([x, hidden], 1), restore)
+    x = self.decoder_norm(self.decoder(x + self.decoder_positions))
+    x = self.predict(x)
     mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
     error = (x - (target - mean) / (var + 1e-6).sqrt()).square().mean(-1)
     mask = restore >= keep
@@ -129,52 +159,76 @@ def ntxent(z):
   return 2 * F.cross_entropy(logits, (torch.arange(n) + n // 2) % n)
 
 
-MODELS = ("vit_ti", "mae_ti", "bert_mini", "resnet18_16", "resnet18_64")
+MAE_TI = dict(keep=16, decoder=(4, 96, 3))
+MAE_B = dict(
+  size=224, patch=16, dim=768, heads=12, keep=49, decoder=(8, 512, 16)
+)
+MODELS = {
+  "vit_ti": ViT,
+  "mae_ti": lambda: ViT(**MAE_TI),
+  "mae_b": lambda: ViT(**MAE_B),
+  "bert_mini": Bert,
+  "resnet18_16": lambda: resnet18(16),
+  "resnet18_64": lambda: resnet18(64),
+  "resnet50": resnet50,
+}
 
 
-def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument("--model", default="vit_ti", choices=MODELS)
-  parser.add_argument("--steps", type=int, default=5)
-  parser.add_argument("--compile", action="store_true")
-  parser.add_argument("--channels-last", action="store_true")
-  args = parser.parse_args()
-  torch.manual_seed(0)
-  x = torch.randn(256, 3, 32, 32)
+def measure(name, args, device):
+  """The figures of one model."""
   start = time.perf_counter()
-  if args.model.startswith("resnet18"):
-    model = resnet18(int(args.model.split("_")[1]))
-    tx = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-  elif args.model == "bert_mini":
-    model, x = Bert(), torch.randint(2, 8192, (64, 128))
-    tx = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+  model = MODELS[name]()
+  if name == "bert_mini":
+    x = torch.randint(2, 8192, (64, 128))
+  elif name in ("mae_b", "resnet50"):
+    x = torch.randn(128, 3, 224, 224)
   else:
-    model = ViT(keep=16 if args.model == "mae_ti" else None)
+    x = torch.randn(256, 3, 32, 32)
+  if name.startswith("resnet"):
+    tx = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+  else:
     tx = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
   if args.channels_last:
     model = model.to(memory_format=torch.channels_last)
     x = x.to(memory_format=torch.channels_last)
-  run = torch.compile(model) if args.compile else model
+  run = torch.compile(model, mode=args.compile) if args.compile else model
   times = []
   for _ in range(args.steps + 2):
     tx.zero_grad()
-    out = run(x)
-    loss = out if out.ndim == 0 else ntxent(out)
+    with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+      out = run(x)
+      loss = out if out.ndim == 0 else ntxent(out.float())
     loss.backward()
     tx.step()
+    if device == "cuda":
+      torch.cuda.synchronize()
     times.append(time.perf_counter())
   pairs = zip(times[1:], times[2:])
-  print(
-    json.dumps(
-      {
-        "model": args.model,
-        "params": sum(p.numel() for p in model.parameters()),
-        "step_s": round(statistics.median(b - a for a, b in pairs), 4),
-        "first_s": round(times[0] - start, 2),
-        "loss": round(loss.item(), 4),
-      }
-    )
-  )
+  return {
+    "model": name,
+    "params": sum(p.numel() for p in model.parameters()),
+    "step_s": round(statistics.median(b - a for a, b in pairs), 5),
+    "first_s": round(times[0] - start, 2),
+    "loss": round(loss.item(), 4),
+    "precision": "bfloat16" if args.bf16 else "float32",
+    "device": torch.cuda.get_device_name() if device == "cuda" else device,
+  }
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--model", default="vit_ti", help="names between commas")
+  parser.add_argument("--steps", type=int, default=5)
+  parser.add_argument("--compile", nargs="?", const="default", metavar="MODE")
+  parser.add_argument("--channels-last", action="store_true")
+  parser.add_argument("--bf16", action="store_true")
+  args = parser.parse_args()
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  torch.set_default_device(device)
+  torch.backends.cuda.matmul.allow_tf32 = True
+  torch.manual_seed(0)
+  for name in args.model.split(","):
+    print(json.dumps(measure(name, args, device)), flush=True)
 
 
 if __name__ == "__main__":

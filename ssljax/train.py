@@ -393,6 +393,7 @@ def environment() -> dict:
     "numpy": np.__version__,
     "platform": platform.platform(),
     "devices": [str(d) for d in jax.devices()],
+    "device_kind": jax.devices()[0].device_kind,
     "processes": jax.process_count(),
     "cpus": _cpus(),
   }

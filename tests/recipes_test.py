@@ -32,7 +32,7 @@ def ran(monkeypatch, tmp_path):
     with open(os.path.join(workdir, "metrics.jsonl"), "w") as f:
       f.write("\n".join(map(json.dumps, rows)))
     with open(os.path.join(workdir, "environment.json"), "w") as f:
-      f.write('{"jax": "1"}')
+      f.write('{"jax": "1", "device_kind": "cpu"}')
     return {"steps": 390}
 
   monkeypatch.setattr(league, "command", command)
@@ -63,9 +63,9 @@ def test_the_table_has_the_best_first_and_the_configs_own_in_bold(ran):
     recipes.run("byol", ["--config.method.ema=0.9"]),
   ]
   assert recipes.table(rows).splitlines()[2:] == [
-    "| byol | `method.ema=0.9` | 0.83 | 0.85 | 40.0 |",
-    "| simclr | `augment.strength=0.7` | 0.82 | 0.85 | 40.0 |",
-    "| simclr |  | **0.81** | 0.85 | 40.0 |",
+    "| byol | resnet10-small | `method.ema=0.9` | 0.83 | 0.85 | 40.0 |",
+    "| simclr | resnet10-small | `augment.strength=0.7` | 0.82 | 0.85 | 40.0 |",
+    "| simclr | resnet10-small |  | **0.81** | 0.85 | 40.0 |",
   ]
 
 
