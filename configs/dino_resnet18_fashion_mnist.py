@@ -45,7 +45,7 @@ def get_config(arg=None):
   )
   config.optimizer = dict(
     name="adamw",
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     weight_decay=0.04,
     weight_decay_end=0.1,
     decay_exclude=("1d",),
