@@ -120,7 +120,8 @@ class ViT(nn.Module):
     if self.keep is None:
       return self.head(self.norm(self.blocks(x)).mean(1))
     b, n, keep = len(x), self.n, self.keep
-    order = torch.rand(b, n).argsort(1)
+    # The device is named, for torch.compile does not know the default one.
+    order = torch.rand(b, n, device=x.device).argsort(1)
     restore = order.argsort(1)
     take = lambda x, i: x.gather(1, i[..., None].expand(-1, -1, x.shape[-1]))
     x = self.decoder_embed(self.norm(self.blocks(take(x, order[:, :keep]))))
@@ -144,7 +145,7 @@ class Bert(nn.Module):
     self.blocks = stack(4, 256, 4)
 
   def forward(self, tokens):
-    hidden = torch.rand(tokens.shape) < 0.15
+    hidden = torch.rand(tokens.shape, device=tokens.device) < 0.15
     x = self.embed(tokens.masked_fill(hidden, 1)) + self.positions
     logits = self.norm(self.blocks(x)) @ self.embed.weight.T
     loss = F.cross_entropy(

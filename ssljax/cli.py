@@ -34,7 +34,7 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
                 stall, multihost, elastic, badrecord
   plan --config=FILE[:variant,...] --topology=v5e:4x4[,v5p:8x8x8,cpu:8,...]
        [--json] [--remat=none,dots,full] [--largest] [--mfu=0.4]
-       [--effort=-1] [--examples=N --classes=N] [--config.key=value ...]
+       [--effort=O0] [--examples=N --classes=N] [--config.key=value ...]
                                 what a step takes on chips that are not here
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
@@ -330,7 +330,7 @@ def _plan(argv):
     remat=None,
     largest=False,
     mfu="0.4",
-    effort="-1",
+    effort="O0",
     examples=None,
     classes=None,
   )
@@ -348,7 +348,6 @@ def _plan(argv):
   as_json, path = values.pop("json"), values.pop("config")
   for name, kind in (("mfu", float), ("examples", int), ("classes", int)):
     values[name] = _number(values, name, kind)
-  values["effort"] = _number(values, "effort", float, least=-1)
   values["remat"] = values["remat"].split(",") if values["remat"] else ()
   figures = plan.plan(config.load(path, argv), names, **values)
   if not as_json:

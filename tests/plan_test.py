@@ -317,8 +317,7 @@ def test_an_unknown_topology_is_told(name):
   "flag, message",
   [
     ("--mfu=0", "give an mfu"),
-    ("--effort=2", "an effort from -1 to 1"),
-    ("--effort=much", "not a number from -1 on"),
+    ("--effort=-1", "an effort among O0, O1, O2, O3"),
     ("--remat=some", "unknown encoder.remat='some'"),
   ],
 )

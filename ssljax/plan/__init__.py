@@ -28,6 +28,9 @@ from ssljax.plan import hlo
 from ssljax.plan import loader
 from ssljax.plan import source as source_lib
 
+# Of `jax_optimization_level`.
+_EFFORTS = ("O0", "O1", "O2", "O3")
+
 
 def plan(
   config,
@@ -36,7 +39,7 @@ def plan(
   remat: Sequence[str] = (),
   largest: bool = False,
   mfu: float = 0.4,
-  effort: float = -1.0,
+  effort: str = "O0",
   examples: int | None = None,
   classes: int | None = None,
 ) -> dict[str, Any]:
@@ -49,8 +52,8 @@ def plan(
     largest: whether to look for the largest batch that fits, which compiles the
       step some ten times.
     mfu: the share of the chips' peak at which model FLOPs are done.
-    effort: of XLA's TPU compiler, from -1 to 1. A run has 0; -1 takes a quarter
-      of the time, and some percent more or less memory.
+    effort: of XLA's TPU compiler, O0 to O3. O0 takes a quarter of the time that
+      a run's own takes, and some percent more or less memory.
     examples: of the dataset, where they are not known here.
     classes: of its labels, where they are not known here.
 
@@ -62,10 +65,10 @@ def plan(
     UserError: the config is wrong, a topology is not known, or the step fits on
       none of them.
   """
-  if not 0 < mfu <= 1 or not -1 <= effort <= 1:
+  if not 0 < mfu <= 1 or effort not in _EFFORTS:
     raise errors.UserError(
       f"mfu={mfu} and effort={effort}: give an mfu in (0, 1], and an effort "
-      "from -1 to 1"
+      f"among {', '.join(_EFFORTS)}"
     )
   config_lib.check(config)
   places = {name: hardware.devices(name) for name in topologies}
@@ -99,9 +102,9 @@ def plan(
 
 
 @contextlib.contextmanager
-def effort_of(effort: float):
+def effort_of(effort: str):
   """XLA's TPU compiler, told how much to try."""
-  name = "jax_exec_time_optimization_effort"
+  name = "jax_optimization_level"
   before = getattr(jax.config, name)
   jax.config.update(name, effort)
   try:
