@@ -1,8 +1,8 @@
 """`ssljax selftest` over the methods: `python -m benchmarks.selftests`.
 
 `resume`, `devices` and `nan` on the `:quick` of every method; all others on one
-of each family, or what `--tests` and `--methods` name. What compiles does so
-with few optimisations, unless XLA_FLAGS says otherwise. A row a test goes to
+of each family, or what `--tests` and `--methods` name. What was compiled is kept
+in `runs/compiled`, for a test starts its run again and again. A row a test goes to
 `selftests.csv` beside this file, with the git commit; what is there is not run
 again, so that it can be made in parts: take the file away to begin anew.
 Prints each row as JSON, and ends with status 1 where one did not pass.
@@ -22,6 +22,10 @@ from ssljax import selftest
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROWS = os.path.join(_ROOT, "benchmarks", "selftests.csv")
+_CACHE = {
+  "JAX_COMPILATION_CACHE_DIR": os.path.join(_ROOT, "runs", "compiled"),
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+}
 _FIELDS = ("test", "method", "passed", "seconds", "failures", "git")
 _OF_ALL = ("resume", "devices", "nan")
 _FAMILIES = ("moco", "dino", "vicreg", "swav", "mae", "bert", "gpt")
@@ -45,7 +49,7 @@ def run(test, path):
     [*command, f"--config={path}:quick"],
     capture_output=True,
     text=True,
-    env={"XLA_FLAGS": "--xla_backend_optimization_level=0", **os.environ},
+    env={**_CACHE, **os.environ},
   )
   seconds = round(time.perf_counter() - start, 1)
   lines = done.stdout.strip().splitlines()
