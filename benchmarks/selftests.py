@@ -1,11 +1,11 @@
 """`ssljax selftest` over the methods: `python -m benchmarks.selftests`.
 
 `resume`, `devices` and `nan` on the `:quick` of every method; all others on one
-of each family, or what `--tests` and `--methods` name. What was compiled is kept
-in `runs/compiled`, for a test starts its run again and again. A row a test goes to
-`selftests.csv` beside this file, with the git commit; what is there is not run
-again, so that it can be made in parts: take the file away to begin anew.
-Prints each row as JSON, and ends with status 1 where one did not pass.
+of each family, or what `--tests` and `--methods` name. What was compiled is
+kept in `runs/compiled`, for a test starts its run again and again. A row a test
+goes to `selftests.csv` beside this file, with the git commit; what is there is
+not run again, so that it can be made in parts: take the file away to begin
+anew. Prints each row as JSON, and ends with status 1 where one did not pass.
 """
 
 import argparse
