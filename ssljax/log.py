@@ -23,6 +23,8 @@ from ssljax import sharding
 # Steps that may be under way on the device. Two keep it busy, and more would
 # only hold batches in memory.
 _IN_FLIGHT = 2
+# Seconds between writes of TensorBoard's file, which wait for the disk.
+_TENSORBOARD_S = 10
 _MONITOR = "monitor/"  # before the names of what `monitors.measure` gives
 _SPENT = "seconds/"  # before the kinds of `clock`
 
@@ -93,9 +95,12 @@ class Log:
       self._fetch()
 
   def flush(self):
+    """Fetches and writes all that is known."""
     while self._pending:
       self._fetch()
     self._write()
+    with self._told():
+      self._tb.flush()
 
   def evaluated(self, step, knn):
     """Notes an evaluation, whose seconds do not count as training."""
@@ -197,10 +202,16 @@ class Log:
       if kind not in self._warned:
         self._warned.add(kind)
         logging.warning("step %d: %s", row["step"], reason)
-    try:
+    with self._told():
       self._file.write(json.dumps(row) + "\n")
       self._file.flush()
       self._tb.write(row)
+
+  @contextlib.contextmanager
+  def _told(self):
+    """A disk that is full ends the run with what to do."""
+    try:
+      yield
     except OSError as e:
       raise _not_written(self._path, e) from e
 
@@ -225,14 +236,15 @@ class Log:
 
 
 class TensorBoard:
-  """Event files, written at once; tensorboardX' own thread would hang on a
-  full disk."""
+  """Event files, without tensorboardX' own thread, which would hang on a full
+  disk; on it at the latest after ten seconds, or where a checkpoint is saved."""
 
   def __init__(self, folder, first_step):
     os.makedirs(folder, exist_ok=True)
     self._writer = event_file_writer.EventsWriter(
       os.path.join(folder, "events")
     )
+    self._flushed = time.monotonic()
     # TensorBoard then forgets what an earlier process wrote from here on.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write(first_step, session_log=start)
@@ -241,7 +253,12 @@ class TensorBoard:
     for name, value in row.items():
       if name != "step":
         self._write(row["step"], summary=summary.scalar(name, value))
+    if time.monotonic() - self._flushed > _TENSORBOARD_S:
+      self.flush()
+
+  def flush(self):
     self._writer.flush()
+    self._flushed = time.monotonic()
 
   def _write(self, step, **what):
     event = event_pb2.Event(step=step, wall_time=time.time(), **what)
