@@ -236,8 +236,10 @@ class Log:
 
 
 class TensorBoard:
-  """Event files, without tensorboardX' own thread, which would hang on a full
-  disk; on it at the latest after ten seconds, or where a checkpoint is saved."""
+  """Event files, without tensorboardX' own thread, which a full disk hangs.
+
+  What is written is on the disk after ten seconds, or with a checkpoint.
+  """
 
   def __init__(self, folder, first_step):
     os.makedirs(folder, exist_ok=True)
