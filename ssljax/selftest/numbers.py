@@ -7,6 +7,9 @@ import numpy as np
 
 from ssljax import evaluate
 
+# Nothing is compiled but the step.
+_ALONE = ("--config.monitor.every_steps=0", "--config.eval.last=False")
+
 
 def devices(trial, **unused):
   """1, 2, 4 and 8 devices, the state whole or cut: the same losses."""
@@ -22,7 +25,7 @@ def devices(trial, **unused):
   for data, fsdp in meshes:
     name = f"{data}x{fsdp}"
     flags = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}"]
-    flags = ["--config.steps=5", *flags, *trial.slow]
+    flags = ["--config.steps=5", *flags, *trial.slow, *_ALONE]
     trial.run(name, *flags, devices=data * fsdp if simulated else None)
     losses[name], batches[name] = trial.losses(name), trial.batches(name)
     norms[name] = trial.losses(name, "grad_norm")
