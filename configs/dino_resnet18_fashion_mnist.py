@@ -4,16 +4,19 @@
   ssljax evaluate --workdir=W
 
 Two global crops; batch norm in the head and a teacher of 0.99, as lightly has
-them for ResNets. Chosen on held-out images in the league's setting: kNN 0.7911,
-against 0.7617 without the norm and with 0.996 (`benchmarks/recipes.csv`). A
-rate of 3e-3 has 0.7982 there; with it the targets of `:quick` collapse. So they
-do with SGD (`--config.optimizer.name=sgd --config.optimizer.weight_decay=5e-4
+them for ResNets, chosen on held-out images in the league's setting: kNN 0.7911,
+against 0.7617 without the norm and with 0.996 (`benchmarks/recipes.csv`). The
+rate was chosen there and with this encoder on an NVIDIA H200, where held out
+images have kNN 0.8358, linear 0.8529; four small crops more and a rate of 1e-3
+have 0.8208 and 0.8330. With 3e-3 the targets of `:quick` collapse. So they do
+with SGD (`--config.optimizer.name=sgd --config.optimizer.weight_decay=5e-4
 --config.optimizer.weight_decay_end=none`) at rates of 0.02, 0.1 and 0.4, and
-for that AdamW stays, though 0.4 has kNN 0.8248, linear 0.8234 held out. With
-this encoder and 0.4: kNN 0.8103, linear 0.8352 on test images.
+for that AdamW stays; with 0.4, test images have kNN 0.8103, linear 0.8352.
 
-Two CPU cores of which it had one, 68 minutes beside another training: kNN
-0.8289, linear 0.8324.
+Test images with this rate: not yet reproduced. With
+`--config.optimizer.learning_rate=1e-3`, two CPU cores of which it had one, 68
+minutes beside another training: kNN 0.8289, linear 0.8324; on the H200 0.8315
+and 0.8347.
 """
 
 from ssljax import config as config_lib

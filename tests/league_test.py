@@ -65,6 +65,26 @@ def test_rows_are_run_once_and_shown(ran):
   assert os.path.getsize(league._PLOT) > 1000
 
 
+def test_own_encoders_have_rows_and_a_table_of_their_own(ran):
+  league.play(["simclr"], minutes=1)
+  league.play(["simclr"], minutes=1, own=True, seeds=(0, 1))
+  small, *own = [flags for name, flags in ran if name == "train"]
+  assert any("config.encoder" in flag for flag in small) and len(own) == 2
+  assert not any("config.encoder" in flag for flags in own for flag in flags)
+  assert [row["encoder"] for row in league.current()] == ["resnet10-small"]
+  rows = league.current(own=True)
+  assert [(r["encoder"], r["seed"]) for r in rows] == [
+    ("resnet18", "0"),
+    ("resnet18", "1"),
+  ]
+  with pytest.raises(SystemExit, match="has no <!-- league of own encoders"):
+    league.write(rows, own=True)
+  text = "<!-- league of own encoders -->\n<!-- /league of own encoders -->\n."
+  pathlib.Path(league._README).write_text(text)
+  league.write(rows, own=True)
+  assert "| simclr | resnet18 | 2 |" in pathlib.Path(league._README).read_text()
+
+
 def test_parts_are_all_and_the_best_wait_for_them(ran, monkeypatch):
   few = {m: league.configs()[m] for m in ("byol", "mae", "simclr")}
   monkeypatch.setattr(league, "configs", lambda: few)
