@@ -12,8 +12,8 @@ that the table can be made in parts. `--table` alone writes the README's table
 and `docs/league.png` from the rows of configs that are as they were.
 
 `--own` trains the encoders of the configs themselves, a ResNet-18 of width 16
-with the CIFAR stem (or a ViT), in a table of its own: on an accelerator a
-matter of seconds, on two cores of an hour each.
+with the CIFAR stem (or a ViT), in a table of its own: on two cores that takes
+about an hour each, on a GPU some minutes.
 
 `--part=0/2` and `--part=1/2` go side by side, each on half of the cores. On two
 cores that takes a sixth less time than all in turn: a step of SimCLR took

@@ -113,6 +113,7 @@ class Log:
     self.knn[step] = knn
     self.figures["knn"] = knn
     self._emit({"step": step, "knn": knn})
+    self.flush()
 
   def close(self):
     """Ends the log; a full disk is told by what failed first, not here."""
@@ -238,7 +239,7 @@ class Log:
 class TensorBoard:
   """Event files, without tensorboardX' own thread, which a full disk hangs.
 
-  What is written is on the disk after ten seconds, or with a checkpoint.
+  What is written is on the disk after ten seconds, or where the log is flushed.
   """
 
   def __init__(self, folder, first_step):

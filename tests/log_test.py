@@ -53,6 +53,28 @@ def test_an_update_that_was_left_out_is_told_and_in_no_mean(tmp_path, caplog):
   assert again.figures["skipped"] == 1
 
 
+def test_tensorboard_waits_for_the_disk_once_in_a_while(tmp_path, monkeypatch):
+  log = _log(_run(), tmp_path)
+  (events,) = (tmp_path / "tb").iterdir()
+  before = events.stat().st_size
+  add = lambda step: log.add(
+    step, {"loss": 1.0, "grad_norm": 1.0}, np.array([step])
+  )
+  for step in range(1, 7):
+    add(step)
+  assert len(open(tmp_path / "metrics.jsonl").readlines()) == 2
+  assert events.stat().st_size == before  # rows at once, events not
+  log.flush()
+  assert (flushed := events.stat().st_size) > before
+  log.evaluated(6, 0.5)
+  assert (evaluated := events.stat().st_size) > flushed
+  monkeypatch.setattr(log_lib, "_TENSORBOARD_S", -1)
+  for step in range(7, 11):
+    add(step)
+  assert events.stat().st_size > evaluated
+  log.close()
+
+
 def test_lost_seconds_are_told_though_the_next_process_ends_at_once(tmp_path):
   row = lambda step, s: {"step": step, "loss": 1.0, "seconds/step": s}
   rows = [row(2, 10.0), row(4, 25.0)]

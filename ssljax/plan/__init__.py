@@ -52,8 +52,8 @@ def plan(
     largest: whether to look for the largest batch that fits, which compiles the
       step some ten times.
     mfu: the share of the chips' peak at which model FLOPs are done.
-    effort: of XLA's TPU compiler, O0 to O3. O0 takes a quarter of the time that
-      a run's own takes, and some percent more or less memory.
+    effort: of XLA's TPU compiler, O0 to O3. O0 is the quickest; the memory at
+      its peak is some percent more or less than a run's.
     examples: of the dataset, where they are not known here.
     classes: of its labels, where they are not known here.
 
