@@ -31,7 +31,7 @@ _CACHE = {
 _XLA = {"devices": {"XLA_FLAGS": "--xla_backend_optimization_level=0"}}
 _FIELDS = ("test", "method", "passed", "seconds", "failures", "git")
 _OF_ALL = ("resume", "devices", "nan")
-_FAMILIES = ("moco", "dino", "vicreg", "swav", "mae", "bert", "gpt")
+_FAMILIES = ("moco", "dino", "vicreg", "deepcluster_v2", "mae", "bert", "gpt")
 
 
 def configs():

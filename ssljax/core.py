@@ -57,8 +57,10 @@ class Method(NamedTuple):
       prototypes normalised.
     refresh: None, or `(params, method_state, read, *, rng) -> (params,
       method_state)` on the host before an epoch: k-means over the set.
-      `read(*, train=False)` iterates over all examples in order, in batches as
-      they come out of the evaluation's view or the training views. Shapes stay.
+      `read(function, *, train=False)` iterates over all examples in order, in
+      batches as they come out of the evaluation's view or the training views:
+      over `index` [b] and `function(batch)` [b ...] as NumPy arrays, whole
+      where devices or processes share a batch. Shapes stay.
       Where it leaves `method_state["sampling_weights"]` [examples], the epoch's
       examples are drawn by them.
     show: named functions for the report and notebooks, pure, each `(params,

@@ -382,10 +382,11 @@ def init_state(run: Run) -> core.TrainState:
 def make_refresh(run: Run) -> Callable | None:
   """Returns `refresh(state) -> state`, or None where the method has none.
 
-  What it draws depends on the seed and the step alone. The method's `read(*,
-  train=False)` gives all examples in order, in batches as they come out of the
-  evaluation's view or the training views, with `key` [b] and `index` [b]; the
-  last is filled up with the first examples.
+  What it draws depends on the seed and the step alone. The method's `read(
+  function, *, train=False)` gives all examples in order, in batches as they
+  come out of the evaluation's view or the training views, with `key` [b] and
+  `index` [b]; the last is filled up with the first examples. It gives `index`
+  and `function(batch)` as NumPy arrays, whole in each process.
   """
   if run.method.refresh is None:
     return None
@@ -407,13 +408,14 @@ def make_refresh(run: Run) -> Callable | None:
     rng = jax.random.fold_in(rng, int(state.step))
     rng, read_rng = jax.random.split(rng)
 
-    def read(*, train=False):
+    def read(function, *, train=False):
       for batch in stream.in_order(
         run.source,
         batch_size=run.config.batch_size,
         to_device=lambda batch: sharding.put(batch, cut),
       ):
-        yield views[train](batch, read_rng)
+        given = function(views[train](batch, read_rng))
+        yield sharding.gather(batch["index"]), sharding.gather(given)
 
     old = state.params, state.method_state
     new = run.method.refresh(*old, read, rng=rng)

@@ -38,12 +38,12 @@ def augment(batch):
   return out | {"local_views": small}
 
 
-def read(*, train=False):
+def read(function, *, train=False):
   """The set as the trainer gives it, the last batch filled up."""
   for step in range(N // B):
     batch = batch_of(step)
     batch["key"] = jax.random.split(jax.random.key(step + 10 * train), B)
-    yield toys.augment(batch)
+    yield batch["index"], np.asarray(function(toys.augment(batch)))
 
 
 def start(method, tx=None, augment=toys.augment):

@@ -121,10 +121,10 @@ def test_read_gives_each_example_and_fixed_shapes(tmp_path):
 
   def look(params, method_state, read, *, rng):
     for train_views in (False, True):
-      batches = list(read(train=train_views))
-      assert len({batch["views"].shape for batch in batches}) == 1
-      indices.append(np.concatenate([batch["index"] for batch in batches]))
-      views[train_views] = np.asarray(batches[0]["views"])
+      pairs = list(read(lambda batch: batch["views"], train=train_views))
+      assert len({v.shape for _, v in pairs}) == 1
+      indices.append(np.concatenate([index for index, _ in pairs]))
+      views[train_views] = pairs[0][1]
     return params, method_state
 
   run = run._replace(method=run.method._replace(refresh=look))

@@ -1,12 +1,14 @@
 """`ssljax selftest` passes on what is sound, and fails on what is not."""
 
 import json
+import math
 
 import pytest
 
 from ssljax import cli
 from ssljax import errors
 from ssljax import selftest
+from ssljax.selftest import trial
 
 CONFIG = "configs/mae_vit_fashion_mnist.py:quick"
 
@@ -52,3 +54,18 @@ def test_mistakes(tmp_path):
   unfit = ["--config.batch_size=1000000"]
   with pytest.raises(errors.UserError, match="status 2, not 0: ssljax: .*few"):
     selftest.selftest("sigterm", overrides=unfit)
+
+
+def test_a_loss_that_crosses_zero_is_compared_with_the_largest():
+  one = {1: 0.02, 2: 1e-4, 3: -0.01}
+  other = one | {2: 1e-4 + 1e-7}
+  assert trial.apart(one, other) == pytest.approx(5e-6, rel=1e-3)
+  assert trial.apart(one, one | {3: -0.011}) == pytest.approx(0.05)
+  assert trial.apart(one, one | {3: -0.011}, steps=2) == 0
+  assert not trial.apart(one, one | {3: math.nan}) < 1
+
+
+@pytest.mark.slow
+def test_processes_cluster_together():
+  config = "configs/deepcluster_v2_resnet18_fashion_mnist.py:quick"
+  assert cli.main(["selftest", "multihost", f"--config={config}"]) == 0

@@ -106,8 +106,8 @@ def make(
     start_rng, head_rng = jax.random.split(rng)
     dim = params["head"]["kernel"].shape[0]
     h = np.zeros((num_examples, dim), np.float32)
-    for batch in read():
-      h[np.asarray(batch["index"])] = embedded(params, method_state, batch)
+    for index, rows in read(lambda b: embedded(params, method_state, b)):
+      h[index] = rows
     assignments = cluster(h, start_rng)
     counts = jnp.bincount(assignments, length=num_clusters)
     return params | {"head": new_head(head_rng, dim)}, method_state | {

@@ -111,9 +111,10 @@ def make(
     memory = method_state["memory"]
     if not memory.any():  # before the first epoch: `init_memory`
       memory = np.zeros(memory.shape, np.float32)
-      for batch in read(train=True):
-        z = first_embeddings(params, method_state["batch_stats"], batch)
-        memory[:, np.asarray(batch["index"])] = np.moveaxis(z, 1, 0)
+      stats = method_state["batch_stats"]
+      first = lambda batch: first_embeddings(params, stats, batch)
+      for index, z in read(first, train=True):
+        memory[:, index] = np.moveaxis(z, 1, 0)
     clusters = [
       cluster(memory[i % crops_for_assign], jax.random.fold_in(rng, i))
       for i in range(num_heads)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ssljax import evaluate
+from ssljax.selftest import trial as trial_lib
 
 # Nothing is compiled but the step.
 _ALONE = ("--config.monitor.every_steps=0", "--config.eval.last=False")
@@ -33,19 +34,14 @@ def devices(trial, **unused):
   one, *others = losses
   differences = {}
   for name in others:
-    differences[name] = off = _apart(losses[one], losses[name])
+    off = trial_lib.apart(losses[one], losses[name])
+    differences[name] = off
     trial.expect(f"{name} devices: losses within 1e-5", off < 1e-5, off)
-    off = _apart(norms[one], norms[name])
+    off = trial_lib.apart(norms[one], norms[name])
     trial.expect(f"{name} devices: gradients within 1e-2", off < 1e-2, off)
     same = batches[name] == batches[one]
     trial.expect(f"{name} devices: the same batches", same)
   return {"data_x_fsdp": list(losses), "largest_difference": differences}
-
-
-def _apart(one, other):
-  """The largest relative difference of figures by step."""
-  one, other = (np.array(list(rows.values())) for rows in (one, other))
-  return float(np.max(np.abs(other / one - 1)))
 
 
 def nan(trial, **unused):

@@ -3,8 +3,6 @@
 import itertools
 import time
 
-import numpy as np
-
 from ssljax.selftest import trial as trial_lib
 
 _HEARTBEAT = 10  # seconds
@@ -21,8 +19,7 @@ def multihost(trial, **unused):
     trial.say(both[0].stderr[-2000:] + both[1].stderr[-2000:])
     return {}
   steps = range(1, one["steps"] + 1)
-  losses = [[trial.losses(n)[s] for s in steps] for n in ("one", "two")]
-  off = float(np.max(np.abs(np.divide(*losses)[:5] - 1)))
+  off = trial_lib.apart(trial.losses("one"), trial.losses("two"), steps=5)
   trial.expect("losses of 5 steps are within 1e-5 of one's", off < 1e-5, off)
   _expect_shares(trial, steps, "two", "one")
   sha = both[0].figures["state_sha256"]
@@ -63,8 +60,8 @@ def elastic(trial, **unused):
   both = trial.end_both(trial.start_both("elastic", *flags), "elastic")
   ends += [ended.status for ended in both]
   trial.expect("all end as they should", ends == [143, 143, 0, 0], ends)
-  here, there = trial.losses("elastic"), trial.losses("whole")
-  off = max(abs(here[s] / there[s] - 1) for s in there)
+  there = trial.losses("whole")
+  off = trial_lib.apart(there, trial.losses("elastic"))
   # Rounding, which differs with the devices, grows from step to step.
   trial.expect("losses are within 1e-4", off < 1e-4, off)
   _expect_shares(trial, there, "elastic", "whole")

@@ -10,6 +10,8 @@ import time
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+
 from ssljax import clock
 from ssljax import config as config_lib
 from ssljax import digests
@@ -191,6 +193,22 @@ class Trial:
     whole = lambda n: digests.exist(os.path.join(folder, n))
     aside = lambda n: n.startswith(("damaged-", "unfinished-"))
     return any(not aside(n) and not whole(n) for n in names)
+
+
+def apart(one, other, steps: int | None = None) -> float:
+  """The largest difference of two runs' figures of the same steps.
+
+  It is told relative to the largest figure, not to each by itself: a cosine
+  begins near zero, where it has no digits to compare.
+
+  Args:
+    one: {step: figure}.
+    other: the same of the other run; it has all of these steps.
+    steps: only the first so many are compared.
+  """
+  names = sorted(one)[:steps]
+  one, other = (np.array([rows[s] for s in names]) for rows in (one, other))
+  return float(np.max(np.abs(other - one)) / np.max(np.abs(one)))
 
 
 def wait(process, happened, poll_s: float = 0.002) -> bool:
