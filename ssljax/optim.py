@@ -18,6 +18,8 @@ import optax
 from ssljax import errors
 from ssljax import schedules
 
+_SCANNED = "encoder/blocks/"  # of encoder.scan: arrays [depth ...]
+
 
 class State(NamedTuple):
   count: jax.Array  # int32 [], steps done
@@ -105,14 +107,13 @@ def make(
 
   # Trees like the parameters, so that masks reach them too.
   def rates(params, rate):
-    of = lambda path, w: in_group(
-      path, "lr", rate * in_group(path, "lr_mult", 1.0)
-    )
-    tree = _map_with_path(of, params)
-    if layer_decay is None:
-      return tree
-    slower = lambda rate, depth: rate * layer_decay**depth
-    return jax.tree.map(slower, tree, layer_depths(params))
+    def of(path, w, depth=0):
+      slower = 1.0 if layer_decay is None else layer_decay**depth
+      own = rate * in_group(path, "lr_mult", 1.0) * slower
+      return in_group(path, "lr", own)
+
+    depths = () if layer_decay is None else (layer_depths(params),)
+    return _map_with_path(of, params, *depths)
 
   def decays(params, decay):
     of = lambda path, w: in_group(
@@ -123,6 +124,8 @@ def make(
   read = lambda value, step: value(step) if callable(value) else value
 
   def init(params):
+    if clip_by_param or name in ("lamb", "lars", "larc"):
+      _refuse_scanned(params)
     _check_matches([part["match"] for part in (*groups, *freeze)], params)
     return State(jnp.zeros([], jnp.int32), tx.init(params))
 
@@ -379,8 +382,9 @@ def layer_depths(params):
 
   facebookresearch/dinov2 `utils/param_groups.py`, and BEiT: of a ViT of n
   blocks the last has 1, the first n, and n + 1 what comes before them: patch
-  embedding, positions, class, mask and register tokens. The last norm and all
-  that is outside the encoder have 0. Scanned blocks have an array.
+  embedding, positions, class, mask and register tokens. The last norm, relative
+  positions, which all blocks share, and all that is outside the encoder have 0.
+  Scanned blocks have an array.
   """
   number = lambda path: re.search(r"^encoder/block(\d+)/", path)
   blocks = 0
@@ -389,7 +393,7 @@ def layer_depths(params):
     nonlocal blocks
     if found := number(path):
       blocks = max(blocks, int(found[1]) + 1)
-    elif path.startswith("encoder/blocks/"):
+    elif path.startswith(_SCANNED):
       blocks = w.shape[0]
 
   _map_with_path(see, params)
@@ -397,10 +401,11 @@ def layer_depths(params):
   def depth(path, w):
     if found := number(path):
       return blocks - int(found[1])
-    if path.startswith("encoder/blocks/"):
+    if path.startswith(_SCANNED):
       depths = blocks - jnp.arange(blocks)
       return depths.reshape(-1, *(1,) * (w.ndim - 1))
-    inside = path.startswith("encoder/") and not path.startswith("encoder/norm")
+    last = ("encoder/norm", "encoder/relative/")
+    inside = path.startswith("encoder/") and not path.startswith(last)
     return blocks + 1 if inside else 0
 
   return _map_with_path(depth, params)
@@ -430,9 +435,23 @@ def _check_matches(patterns, params):
       )
 
 
+def _refuse_scanned(params):
+  """What takes a norm of each parameter would take it of all blocks as one."""
+
+  def see(path, w):
+    if path.startswith(_SCANNED):
+      raise errors.UserError(
+        "lamb, lars, larc and clip_by_param take the norm of each parameter, "
+        "and scanned blocks are one: set config.encoder.scan=False"
+      )
+
+  _map_with_path(see, params)
+
+
 def _matches(patterns, path, x):
+  ndim = x.ndim - path.startswith(_SCANNED)
   return any(
-    x.ndim < 2 if pattern == "1d" else re.search(pattern, path)
+    ndim < 2 if pattern == "1d" else re.search(pattern, path)
     for pattern in patterns
   )
 

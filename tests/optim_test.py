@@ -578,3 +578,52 @@ def test_the_first_group_that_matches_has_the_momentum():
     updates, state = tx.update(params, state, params)
   np.testing.assert_allclose(updates["body"]["w"], -0.15, rtol=1e-6)
   np.testing.assert_allclose(updates["head"]["w"], -0.1, rtol=1e-6)
+
+
+def test_scanned_blocks_are_as_many_parameters():
+  flat = {
+    "encoder/blocks/norm/scale": np.ones((3, 4), np.float32),
+    "encoder/blocks/fc/kernel": np.ones((3, 4, 5), np.float32),
+    "encoder/norm/scale": np.ones((4,), np.float32),
+  }
+  params = nest(flat)
+  grads = jax.tree.map(np.zeros_like, params)
+  options = dict(learning_rate=0.1, weight_decay=0.5, decay_exclude=("1d",))
+  tx = optim.make(name="adamw", **options)
+  updates = flatten(tx.update(grads, tx.init(params), params)[0])
+  assert [p for p, u in updates.items() if u.any()] == [
+    "encoder/blocks/fc/kernel"
+  ]
+  for bad in (
+    dict(name="lars"),
+    dict(name="larc"),
+    dict(name="lamb"),
+    dict(name="adamw", clip_by_param=3.0),
+  ):
+    with pytest.raises(errors.UserError, match="encoder.scan=False"):
+      optim.make(**bad, **options).init(params)
+
+
+def test_layer_decay_leaves_alone_what_is_not_of_one_layer():
+  flat = {
+    "encoder/patch_embed/kernel": np.ones((2, 2), np.float32),
+    "encoder/relative/table": np.ones((5, 2), np.float32),
+    "encoder/block0/fc/kernel": np.ones((2, 2), np.float32),
+    "encoder/block0/fc/bias": np.ones((2,), np.float32),
+    "head/kernel": np.ones((2, 2), np.float32),
+  }
+  params = nest(flat)
+  tx = optim.make(
+    name="sgd",
+    learning_rate=1.0,
+    layer_decay=0.5,
+    groups=(dict(match="bias", lr=0.1), dict(match="head", lr_mult=3.0)),
+  )
+  updates = flatten(tx.update(params, tx.init(params), params)[0])
+  assert {path: -float(u.flat[0]) for path, u in updates.items()} == {
+    "encoder/patch_embed/kernel": 0.25,
+    "encoder/relative/table": 1.0,  # of all blocks; BEiT's has 1 as well
+    "encoder/block0/fc/kernel": 0.5,
+    "encoder/block0/fc/bias": pytest.approx(0.1),  # nothing scales it
+    "head/kernel": 3.0,
+  }
