@@ -537,3 +537,14 @@ def test_a_head_of_dino_starts_with_the_deviation_given():
   params = head.init(jax.random.key(0), jnp.zeros((1, 64)), train=False)
   for layer in params["params"].values():
     np.testing.assert_allclose(layer["kernel"].std(), 0.1, rtol=0.1)
+
+
+def test_gelu_in_bfloat16_keeps_its_tail():
+  x = jnp.linspace(-4, 4, 257, dtype=jnp.bfloat16)
+  f = jax.vmap(jax.value_and_grad(lambda x: vit.gelu(x, "exact")))
+  exact = lambda x: x * jax.scipy.stats.norm.cdf(x)
+  exact = jax.vmap(jax.value_and_grad(exact))
+  for got, want in zip(jax.jit(f)(x), exact(x.astype(jnp.float32))):
+    assert got.dtype == jnp.bfloat16
+    got = got.astype(jnp.float32)
+    np.testing.assert_allclose(got, want, rtol=2**-8, atol=1e-6)

@@ -6,6 +6,7 @@ pixels of a patch, in raster order with channels last: torch's convolution
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -346,21 +347,28 @@ def gelu(x, kind):
     return nn.gelu(x, approximate=True)
   if kind != "exact":
     raise errors.UserError(f"unknown gelu {kind!r}: exact or tanh")
-  # Not jax.nn.gelu, whose erfc costs more than erf on a CPU.
-  return x * 0.5 * (1 + _erf(x * np.sqrt(0.5).astype(x.dtype)))
+  return _exact_gelu(x)
 
 
 @jax.custom_jvp
-def _erf(x):
-  return jax.lax.erf(x)
+def _exact_gelu(x):
+  return _value_and_slope(x)[0]
 
 
-@_erf.defjvp
-def _erf_jvp(primals, tangents):
-  # Its own rule, since that of jax 0.12.0 fails in a `shard_map`.
-  (x,), (t,) = primals, tangents
-  slope = 2 / np.sqrt(np.pi) * jnp.exp(-jnp.square(x))
-  return _erf(x), slope.astype(x.dtype) * t
+@_exact_gelu.defjvp
+def _exact_gelu_jvp(primals, tangents):
+  # Its own rule: nothing in float32 is kept for the backward pass, and that of
+  # erf fails in a `shard_map` of jax 0.12.0.
+  value, slope = _value_and_slope(*primals)
+  return value, slope * tangents[0]
+
+
+def _value_and_slope(x):
+  """Of x Phi(x); not jax.nn.gelu, whose erfc costs more than erf on a CPU."""
+  y = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 1 + erf cancels
+  cdf = 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+  pdf = jnp.exp(-0.5 * jnp.square(y)) / math.sqrt(2 * math.pi)
+  return (y * cdf).astype(x.dtype), (cdf + y * pdf).astype(x.dtype)
 
 
 def _drop_scales(key, rate, depth, uniform=False):
