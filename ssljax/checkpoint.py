@@ -140,7 +140,7 @@ class Checkpoints:
       s for s in steps_in(self._directory) if digests.exist(self._folder(s))
     )
     kept = next((f"step {step}" for step in whole), "none")
-    reason = str(error).splitlines()[0][:200]
+    reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
     raise errors.SafeStop(
       f"a checkpoint could not be written ({reason}); the last good one, "
       f"{kept}, is kept: make room and start again in the same workdir"

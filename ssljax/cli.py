@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> int:
       return 0
     figures = _command(argv[0])(argv[1:])
   except errors.UserError as e:
-    return _end(e, 2)
+    return end(e, 2)
   except errors.SafeStop as e:
-    return _end(e, 3)
+    return end(e, 3)
   print(json.dumps(figures), flush=True)
   return 0 if figures.get("passed", True) else 1
 
@@ -95,7 +95,8 @@ def set_up() -> None:
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" {flag}="
 
 
-def _end(error, status):
+def end(error, status: int) -> int:
+  """Tells an error in one line; returns the exit status."""
   print(f"ssljax: {error}", file=sys.stderr, flush=True)
   return status
 
@@ -402,7 +403,7 @@ def _parse(argv, needs=(), positional=False, **defaults):
       "--config."
     )
   for name in needs:
-    if values[name].value in (None, []):
+    if values[name].value in (None, [], ""):
       raise errors.UserError(f"--{name}=... is missing")
   return {name: values[name].value for name in defaults}, rest
 

@@ -18,8 +18,8 @@ class Clock:
 
   Args:
     watchdog_s: where nothing switches the clock for so long while it is of kind
-      "step" or "input", all threads' stacks are written to stderr; None for
-      never.
+      "step" or "input", all threads' stacks are written to stderr; None and 0
+      are never.
   """
 
   def __init__(self, watchdog_s: float | None = None):
@@ -32,7 +32,7 @@ class Clock:
     now = time.perf_counter()
     self._seconds[self._kind] += now - self._since
     before, self._kind, self._since = self._kind, kind, now
-    if self._watchdog_s is not None:
+    if (self._watchdog_s or 0) > 0:
       if kind in ("step", "input"):
         # stderr itself may be a notebook's, which has no file.
         faulthandler.dump_traceback_later(

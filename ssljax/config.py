@@ -8,6 +8,7 @@ gives an option that the file left out. `none` takes an option out again.
 import ast
 import importlib.machinery
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -153,12 +154,13 @@ def _quick(config, method):
     config.augment.blur_kernel = 3
   if config.data.get("tokenizer", "").endswith(".json"):
     config.data.tokenizer = "gpt" if config.encoder.name == "gpt" else "bert"
-  family, _, _ = config.encoder.get("variant", "").rpartition("-")
-  kinds = {k: v for k, v in config.encoder.items() if k in _KINDS}
-  tiny = _TINY[config.encoder.name] | kinds
-  config.encoder = config_dict.ConfigDict(tiny)
-  if family:
-    config.encoder.variant = f"{family}-{config.encoder.variant}"
+  if config.encoder.name in _TINY:  # a user's own stays as it is
+    family, _, _ = config.encoder.get("variant", "").rpartition("-")
+    kinds = {k: v for k, v in config.encoder.items() if k in _KINDS}
+    tiny = _TINY[config.encoder.name] | kinds
+    config.encoder = config_dict.ConfigDict(tiny)
+    if family:
+      config.encoder.variant = f"{family}-{config.encoder.variant}"
   for key in ("mean", "std"):
     if key in config.augment:
       del config.augment[key]
@@ -184,7 +186,7 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
   """
   config = _read(path)
   known = set(_paths(config))
-  overrides, options = [], []
+  overrides, options, cleared = [], [], []
   for override in argv:
     if not override.startswith(("--config.", "--noconfig.")):
       continue
@@ -194,8 +196,11 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
       _refuse_a_word(key, value, inside)
     # What `make` then takes by default; "none" is also the name of views.
     unset = section in _NAMED and option != "name" and value.lower() == "none"
-    if key in known and not unset:
+    if key in known & _optional() and value.lower() == "none":
+      cleared.append(key)
+    elif key in known and not unset:
       overrides.append(override)
+      cleared += _outranking(key, argv)
     elif section in _NAMED and option.isidentifier() and value:
       options.append((section, option, value))
     else:
@@ -206,9 +211,30 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
     message = str(e).splitlines()[0]
     raise errors.UserError(f"a wrong value: {message}") from e
   with config.unlocked():
+    for key in cleared:
+      section, _, name = key.rpartition(".")
+      (config[section] if section else config)[name] = None
     for section, option, value in options:
       config[section][option] = _literal(value)
   return config
+
+
+def _optional():
+  """The keys that every config has and none need give."""
+  return {
+    path
+    for modality in _DATA
+    for path, value in _flat(to_dict(base(modality))).items()
+    if value is None
+  }
+
+
+def _outranking(key, argv):
+  """Of what says how long a run is, that which would hold in place of `key`."""
+  names = ("steps", "examples", "epochs")
+  given = lambda name: any(a.startswith(f"--config.{name}=") for a in argv)
+  before = names[: names.index(key)] if key in names else ()
+  return [name for name in before if not given(name)]
 
 
 def _hint(key, known):
@@ -260,8 +286,16 @@ def _read(path):
     raise errors.UserError(
       f"{file} is not Python ({e}): give a config, as in configs/"
     ) from e
-  get_config = getattr(module, "get_config", None)
-  config = get_config(*[arg] if colon else []) if get_config else None
+  get_config = getattr(module, "get_config", lambda *unused: None)
+  variants = [arg] if colon else []
+  try:
+    inspect.signature(get_config).bind(*variants)
+  except TypeError as e:
+    mend = f"give --config={file}:VARIANT"
+    if colon:
+      mend = f"it has no variants, so give --config={file}"
+    raise errors.UserError(f"{file}: {mend}") from e
+  config = get_config(*variants)
   if not isinstance(config, config_dict.ConfigDict):
     raise errors.UserError(
       f"{file} has no get_config that returns a ConfigDict: give a config, as "

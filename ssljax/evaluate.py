@@ -6,6 +6,7 @@ are fixed and carry a version; what they gave is comparable across releases.
 
 import json
 import os
+import re
 
 import jax
 import numpy as np
@@ -62,7 +63,8 @@ def evaluate(
     `finetune`: by fraction the mean accuracy over the seeds, its spread (the
     sample standard deviation) and all, from this start and from before training
     (`scratch`), and `raw`, `linear` of the raw input. Kept in
-    `eval/<step>.json` in the workdir as well, beside what other protocols gave.
+    `eval/<step>.json` in the workdir as well, beside what other protocols gave;
+    of another dataset or split, their names follow the step.
 
   Raises:
     UserError: no such run, checkpoint, protocol, dataset or split.
@@ -84,7 +86,7 @@ def evaluate(
     "step": int(state.step),
   }
   versions = {}
-  path = os.path.join(workdir, "eval", f"{int(state.step)}.json")
+  path = os.path.join(workdir, "eval", _file_name(figures, run))
 
   def record():  # as soon as there is something: what follows may take long
     figures.update(protocol=versions, workdir=workdir)
@@ -98,7 +100,10 @@ def evaluate(
     sets = [labelled(run, data, s) for s in figures["splits"].values()]
     parts = None
     if "finetune" in protocols:  # before anything that takes long
-      labels = tuning.labels(sets[0])
+      labels, _ = (
+        knn_lib.check_labels(split, tuning.labels(s), sets[0].num_classes)
+        for split, s in zip(figures["splits"].values(), sets)
+      )
       parts = {f: finetune.subset(labels, f) for f in fractions}
     if floors and set(protocols) & set(_FEATURES):
       floors_lib.require_memory(sets)
@@ -152,8 +157,7 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
       f"{run.config.method.name} learns from what it keeps of each training "
       "example, and has nothing of others: leave loss out of --protocols"
     )
-  like = {} if data is None else {"name": data, **run.source.like}
-  source = run_lib.open_source(run.config, split, **like)
+  source = run_lib.open_source(run.config, split, **_like(run, data))
   size, found = min(run.config.batch_size, len(source)), []
 
   @jax.jit
@@ -195,6 +199,16 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
   return {f"test_{name}": value for name, value in figures.items()}
 
 
+def _file_name(figures, run):
+  """The step, and what data they are of unless they are the config's."""
+  step, data, splits = (figures[k] for k in ("step", "dataset", "splits"))
+  own = {k: run.config.eval[f"{k}_split"] for k in splits}
+  if (data, splits) == (run.source.name, own):
+    return f"{step}.json"
+  words = "-".join([data, *splits.values()])
+  return f"{step}-{re.sub(r'[^-.0-9A-Za-z]', '_', words)}.json"
+
+
 def _record(figures, path):
   """Adds the figures to those of other protocols, whole or not at all."""
   try:
@@ -218,10 +232,11 @@ def _joined(old, new):
   """The figures of the same data, those of `new` first."""
   if any(old.get(k) != new[k] for k in ("dataset", "splits")):
     return new
-  joined = old | new
-  for key in ("protocol", "finetune"):  # by protocol, by fraction
-    if key in old and key in new:
-      joined[key] = old[key] | new[key]
+  of = lambda figures: figures.get("protocol", {})
+  joined = old | new | {"protocol": of(old) | of(new)}
+  both = "finetune" in old and "finetune" in new
+  if both and of(old).get("finetune") == of(new).get("finetune"):
+    joined["finetune"] = old["finetune"] | new["finetune"]  # by fraction
   return joined
 
 
@@ -250,8 +265,14 @@ def restore(workdir: str, step: int | None = None, *, examples: bool = True):
 def labelled(run, name: str | None, split: str, labels: bool | None = True):
   """A source with labels, the run's own or another, read as the run reads its
   own; `labels=None` takes them where there are any."""
-  like = {} if name is None else {"name": name, **run.source.like}
-  return run_lib.open_source(run.config, split, labels=labels, **like)
+  return run_lib.open_source(
+    run.config, split, labels=labels, **_like(run, name)
+  )
+
+
+def _like(run, name):
+  """Options with which a dataset, or another split, is read as the run's is."""
+  return run.source.like | ({} if name is None else {"name": name})
 
 
 def eval_sets(run):
@@ -340,14 +361,20 @@ def write_embeddings(
 
 
 def require_npz(out: str) -> None:
-  """Raises UserError where numpy would write a file of another name."""
+  """Raises UserError where `write_npz` could not write it."""
   if not out.endswith(".npz"):
     raise errors.UserError(f"--out={out}: give a name that ends with .npz")
+  folder = os.path.dirname(out) or "."
+  if not os.access(folder, os.W_OK):
+    raise errors.UserError(
+      f"cannot write --out={out}: give a name in a folder that is there"
+    )
 
 
 def write_npz(out: str, arrays: dict) -> None:
-  """Raises UserError where `--out` cannot be written."""
+  """Raises UserError where `--out` cannot be written; then it is as it was."""
   try:
-    np.savez(out, **arrays)
+    with files.whole(out, "wb") as f:
+      np.savez(f, **arrays)
   except OSError as e:
     raise errors.UserError(f"cannot write --out={out}: {e.strerror}") from e

@@ -1,7 +1,10 @@
 """Files that are on the disk whole: the old one, or the new one."""
 
 import contextlib
+import fcntl
 import os
+
+from ssljax import errors
 
 
 def write(path: str, text: str) -> None:
@@ -17,14 +20,44 @@ def write(path: str, text: str) -> None:
       if f.read() == text:
         return
   os.makedirs(os.path.dirname(path), exist_ok=True)
+  with whole(path) as f:
+    f.write(text)
+
+
+@contextlib.contextmanager
+def whole(path: str, mode: str = "w"):
+  """A file to write into, beside `path`; moved there where nothing is raised.
+
+  Raises:
+    OSError: it cannot be written; what was there is as it was.
+  """
   draft = f"{path}.part"
   try:
-    with open(draft, "w") as f:
-      f.write(text)
+    with open(draft, mode) as f:
+      yield f
       f.flush()
       os.fsync(f.fileno())
     os.replace(draft, path)
-  except OSError:
+  except BaseException:
     with contextlib.suppress(OSError):
       os.remove(draft)
     raise
+
+
+@contextlib.contextmanager
+def alone(folder: str):
+  """Holds the folder's lock, which ends with the process at the latest.
+
+  Raises:
+    OSError: the lock cannot be written.
+    UserError: another process holds it.
+  """
+  with open(os.path.join(folder, "lock"), "a") as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise errors.UserError(
+        f"another process trains in {folder}: wait for its end, or give "
+        "another --workdir"
+      ) from e
+    yield

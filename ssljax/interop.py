@@ -230,17 +230,12 @@ def write_file(path: str, arrays: dict) -> None:
     UserError: it cannot be written, or safetensors is missing.
   """
   arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
-  beside = f"{path}.part"
+  npz = path.endswith(".npz")
+  if not npz:  # transformers reads no file that does not say so
+    data = _safetensors(path).numpy.save(arrays, {"format": "pt"})
   try:
-    if path.endswith(".npz"):
-      with open(beside, "wb") as f:
-        np.savez(f, **arrays)
-    else:
-      # transformers reads no file that does not say so.
-      data = _safetensors(path).numpy.save(arrays, {"format": "pt"})
-      with open(beside, "wb") as f:
-        f.write(data)
-    os.replace(beside, path)
+    with files.whole(path, "wb") as f:
+      np.savez(f, **arrays) if npz else f.write(data)
   except OSError as e:
     raise errors.UserError(f"cannot write --out={path}: {e.strerror}") from e
 

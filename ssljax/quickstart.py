@@ -22,6 +22,16 @@ _CONFIG = "configs/simclr_resnet18_fashion_mnist.py"
 def main() -> int:
   cli.use_huge_pages()
   cli.set_up()
+  try:
+    _run()
+  except errors.UserError as e:
+    return cli.end(e, 2)
+  except errors.SafeStop as e:
+    return cli.end(e, 3)
+  return 0
+
+
+def _run():
   variant, dataset = "fast", "fashion_mnist"
   try:
     prepare.prepare(dataset)
@@ -41,7 +51,6 @@ def main() -> int:
   figures["report"] = report.report([workdir])["report"]
   _tell(figures, workdir)
   print(json.dumps(figures), flush=True)
-  return 0
 
 
 def _tell(figures, workdir):

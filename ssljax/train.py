@@ -61,27 +61,27 @@ def train(config, workdir: str) -> dict:
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
-  _claim(run, workdir)
-  checkpoint.require_room(workdir, run.abstract_state)
-  checkpoints = checkpoint.Checkpoints(folder, keep=config.checkpoint.keep)
-  resumed_from = checkpoints.latest_step()
-  if resumed_from is not None:
-    state = checkpoints.restore(run.abstract_state)
-  else:
-    state = first_state(run)
-  step_fn = compile_step(run)
-  log = log_lib.Log(
-    run,
-    _own_folder(workdir),
-    clock,
-    start=resumed_from or 0,
-    dim=monitor and monitor.dim,
-  )
-  try:
-    state = _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor)
-  finally:
-    clock.stop()
-    log.close()
+  with _claimed(run, workdir):
+    checkpoint.require_room(workdir, run.abstract_state)
+    checkpoints = checkpoint.Checkpoints(folder, keep=config.checkpoint.keep)
+    resumed_from = checkpoints.latest_step()
+    if resumed_from is not None:
+      state = checkpoints.restore(run.abstract_state)
+    else:
+      state = first_state(run)
+    step_fn = compile_step(run)
+    log = log_lib.Log(
+      run,
+      _own_folder(workdir),
+      clock,
+      start=resumed_from or 0,
+      dim=monitor and monitor.dim,
+    )
+    try:
+      state = _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor)
+    finally:
+      clock.stop()
+      log.close()
   return log.figures | {
     "compiles": step_fn._cache_size(),  # pylint: disable=protected-access
     "resumed_from": resumed_from,
@@ -351,22 +351,32 @@ def refuse_other_examples(run, workdir):
         f"{run.source.name} has {key}={new[key]}, and the run in {workdir} "
         f"began with {old[key]}: give it the data of then, or another --workdir"
       )
-
-
-def _claim(run, workdir):
-  """Makes the workdir this run's own."""
-  try:
-    os.makedirs(_own_folder(workdir), exist_ok=True)
-    if not sharding.is_first():
-      return
-    config_lib.save(run.config, os.path.join(workdir, "config.json"))
-    run_lib.keep_data(run.source, workdir)
-    path = os.path.join(workdir, "environment.json")
-    files.write(path, json.dumps(environment(), indent=2))
-  except OSError as e:
+  began_with = (old or {}).get("identity")  # older runs have not kept it
+  if began_with not in (None, new["identity"]):
     raise errors.UserError(
-      f"cannot write to --workdir={workdir} ({e.strerror}): give another"
-    ) from e
+      f"{run.source.name} has other examples, or the same in another order, "
+      f"than when the run in {workdir} began: give it the data of then, or "
+      "another --workdir"
+    )
+
+
+@contextlib.contextmanager
+def _claimed(run, workdir):
+  """Makes the workdir this run's own, and no other process's meanwhile."""
+  with contextlib.ExitStack() as stack:
+    try:
+      os.makedirs(_own_folder(workdir), exist_ok=True)
+      if sharding.is_first():
+        stack.enter_context(files.alone(workdir))
+        config_lib.save(run.config, os.path.join(workdir, "config.json"))
+        run_lib.keep_data(run.source, workdir)
+        path = os.path.join(workdir, "environment.json")
+        files.write(path, json.dumps(environment(), indent=2))
+    except OSError as e:
+      raise errors.UserError(
+        f"cannot write to --workdir={workdir} ({e.strerror}): give another"
+      ) from e
+    yield
 
 
 def _own_folder(workdir):

@@ -264,3 +264,10 @@ def test_arrays_that_processes_share_are_checked_too(folder, monkeypatch, spec):
   assert wrong == [None, "moments", "moments"]
   arrays["moments"] = arrays["moments"][:-1]  # the last another's alone
   assert digests.wrong_array(states[2], arrays) is None
+
+
+def test_a_save_that_fails_without_a_word_is_named(tmp_path):
+  checkpoints = checkpoint.Checkpoints(str(tmp_path))
+  with pytest.raises(errors.SafeStop, match="TimeoutError.*none, is kept"):
+    checkpoints._failed(TimeoutError())
+  checkpoints.close()

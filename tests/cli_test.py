@@ -11,6 +11,10 @@ from ssljax import cli
 from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import named
+from ssljax import quickstart
+from ssljax import run as run_lib
+from ssljax import train
+from ssljax.data import prepare
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 QUICK = f"{ROOT}/configs/simclr_resnet18_fashion_mnist.py:quick"
@@ -126,6 +130,10 @@ def test_arrays_go_to_a_file_of_the_name_that_is_given(mistake, command):
   assert "--out=features: give a name that ends with .npz" in line
 
 
+def test_an_empty_workdir_is_none(mistake):
+  assert "--workdir=... is missing" in mistake("train", "--workdir=")
+
+
 def test_a_topology_of_no_devices_is_told(mistake):
   line = mistake("plan", f"--config={QUICK}", "--topology=cpu:0")
   assert "unknown --topology=cpu:0" in line
@@ -225,6 +233,47 @@ def test_none_takes_an_option_out_but_names_none_itself():
     *("name", "learning_rate", "lr_scaling", "momentum")
   }
   assert config.augment.name == "none"
+
+
+def test_how_long_a_run_is_follows_the_flag():
+  duration = lambda *flags: run_lib.duration(
+    config_lib.load(QUICK, [f"--config.{flag}" for flag in flags]), 10
+  )
+  assert duration() == 40
+  assert duration("epochs=3") == 30
+  assert duration("examples=640") == 10
+  assert duration("epochs=3", "steps=7") == 7
+  assert duration("steps=none", "epochs=2") == 20
+  assert config_lib.load(QUICK, ["--config.data.size=none"]).data.size is None
+
+
+def test_variants_are_given_where_there_are_some(mistake, tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text("def get_config():\n  pass\n")
+  assert "it has no variants" in mistake("train", f"--config={path}:quick")
+  path.write_text("def get_config(arg):\n  pass\n")
+  assert "mine.py:VARIANT" in mistake("train", f"--config={path}")
+
+
+def test_a_small_variant_leaves_an_encoder_of_ones_own():
+  config = config_lib.base()
+  config.encoder = dict(name="our_lab.encoder", width=3)
+  config_lib.finish(config, "quick")
+  assert config.encoder.to_dict() == dict(name="our_lab.encoder", width=3)
+  assert config.data.name == "digits"
+
+
+@pytest.mark.parametrize("error, status", [("UserError", 2), ("SafeStop", 3)])
+def test_the_quickstart_tells_mistakes(monkeypatch, capsys, error, status):
+  def ends(*_):
+    raise getattr(errors, error)("the reason")
+
+  monkeypatch.setattr(cli, "use_huge_pages", lambda: None)
+  monkeypatch.setattr(prepare, "prepare", lambda *_: None)
+  monkeypatch.setattr(train, "train", ends)
+  monkeypatch.chdir(ROOT)
+  assert quickstart.main() == status
+  assert capsys.readouterr().err.splitlines() == ["ssljax: the reason"]
 
 
 def test_a_section_may_be_a_dict():

@@ -373,6 +373,36 @@ def test_figures_of_protocols_are_kept_together(tmp_path):
       assert json.load(f) == data | other | {"knn": 0.1}
 
 
+def test_other_fractions_are_kept_of_the_same_protocol():
+  data = {"dataset": "d", "splits": {}}
+  of = lambda version, part: data | {
+    "protocol": {"finetune": version},
+    "finetune": {part: {"accuracy": 1}},
+  }
+  joined = lambda *pair: evaluate._joined(*pair)["finetune"].keys()
+  assert joined(of("1", "0.1"), of("1", "1")) == {"0.1", "1"}
+  assert joined(of("1", "0.1"), of("2", "1")) == {"1"}
+
+
+def test_the_floor_of_texts_refuses_those_without_a_label():
+  class Texts(sources.Source):
+    modality, num_classes, texts = "text", 2, ["one word", "one more"] * 4
+
+    def __init__(self, labels):
+      self._labels = np.resize(labels, 8)
+
+    def __len__(self):
+      return 8
+
+    def read(self, indices):
+      return {"label": self._labels[indices]}
+
+  whole, some = Texts([0, 1]), Texts([0, -1])
+  for pair in ((whole, some), (some, whole)):
+    with pytest.raises(errors.UserError, match="labels are in .-1, "):
+      floors.floor(*pair, ("linear",))
+
+
 def test_what_is_tuned_is_what_features_depend_on():
   """Of methods that are evaluated by a teacher, too, and from each start."""
   path = "configs/dino_resnet18_fashion_mnist.py:quick"

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from ssljax import config as config_lib
+from ssljax import errors
+from ssljax import evaluate
 from ssljax import files
 from ssljax import train
 from ssljax.data import sources
@@ -20,10 +22,14 @@ def test_what_a_run_goes_on_by_is_moved_into_place(tmp_path, monkeypatch):
   source = sources.ArraySource({"image": np.zeros((3, 8, 8, 1), np.uint8)})
   source.files = {"tokenizer": "{}"}
   run = types.SimpleNamespace(config=config_lib.base(), source=source)
-  train._claim(run, str(tmp_path))
+  with train._claimed(run, str(tmp_path)):
+    pass
   kept = ["config.json", "tokenizer.json", "source.json", "environment.json"]
   assert moved == kept
-  train._claim(run, str(tmp_path))
+  with train._claimed(run, str(tmp_path)):
+    with pytest.raises(errors.UserError, match="another process trains in"):
+      with train._claimed(run, str(tmp_path)):
+        pass
   assert moved == kept
 
 
@@ -67,3 +73,21 @@ def test_what_is_equal_is_left_alone(tmp_path):
   before = os.stat(path).st_ino
   files.write(path, "text")
   assert os.stat(path).st_ino == before
+
+
+def test_arrays_are_whole_or_as_they_were(tmp_path, monkeypatch):
+  out = str(tmp_path / "out.npz")
+  evaluate.write_npz(out, {"x": np.arange(3)})
+  for missing in ("nowhere/out.npz", "out.npy"):
+    with pytest.raises(errors.UserError, match="give a name"):
+      evaluate.require_npz(str(tmp_path / missing))
+  evaluate.require_npz(out)
+
+  def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(errors.UserError, match="No space"):
+    evaluate.write_npz(out, {"x": np.arange(5)})
+  assert os.listdir(tmp_path) == ["out.npz"]
+  np.testing.assert_array_equal(np.load(out)["x"], np.arange(3))

@@ -115,3 +115,72 @@ def test_a_damaged_description_is_named(trained, tmp_path):
     with open(path, "w") as f:
       f.write(text)
   assert json.loads(text)["examples"] == 32
+
+
+def test_what_other_data_gave_is_kept_apart(trained):
+  workdir, *_ = trained
+  losses = {
+    split: evaluate.evaluate(
+      workdir, protocols=("loss",), train_split="", test_split=split
+    )["test_loss"]
+    for split in ("test", "train")
+  }
+  assert losses["test"] != losses["train"]
+  found = {}
+  for name in os.listdir(os.path.join(workdir, "eval")):
+    with open(os.path.join(workdir, "eval", name)) as f:
+      found[name] = json.load(f)["test_loss"]
+  (other,) = [name for name in found if name != "4.json"]
+  assert other.startswith("4-folder_") and other.endswith("--train.json")
+  assert found == {"4.json": losses["test"], other: losses["train"]}
+
+
+def test_data_in_another_order_are_refused(trained):
+  workdir, place, flags = trained
+  train_folder = place / "images" / "train"
+  old, new = train_folder / "a" / "000.npy", train_folder / "b" / "zzz.npy"
+  os.rename(old, new)
+  try:
+    config = config_lib.load(SIMCLR, flags)
+    for go_on in (
+      lambda: train.train(config, workdir),
+      lambda: replay.replay(workdir, step=1),
+    ):
+      with pytest.raises(errors.UserError, match="in another order"):
+        go_on()
+  finally:
+    os.rename(new, old)
+  assert train.train(config, workdir)["resumed_from"] == 4
+
+
+def test_a_test_set_is_read_as_the_run_reads_its_own(trained, tmp_path):
+  """Grey images beside the colour that a run was trained on."""
+  rng = np.random.default_rng(0)
+  for split, channels in (("train", 3), ("test", 1)):
+    for name in ("a", "b"):
+      (place := tmp_path / split / name).mkdir(parents=True)
+      for i in range(12):
+        image = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8)
+        np.save(place / f"{i}.npy", image)
+  _, _, flags = trained
+  name = f"--config.data.name=folder:{tmp_path}"
+  flags = [name, "--config.data.channels=none", *flags[1:]]
+  run = run_lib.build(config_lib.load(SIMCLR, flags))
+  assert run.source.shape == (8, 8, 3)
+  assert evaluate.labelled(run, None, "test").shape == (8, 8, 3)
+
+
+def test_unlabelled_examples_are_not_tuned_on(trained, tmp_path):
+  workdir, *_ = trained
+  data = folder_of(tmp_path, 8)
+  np.save(tmp_path / "test" / "stray.npy", np.zeros((8, 8, 1), np.uint8))
+  with pytest.raises(errors.UserError, match="test labels are in .-1, 1."):
+    evaluate.evaluate(
+      workdir,
+      protocols=("finetune",),
+      data=data,
+      train_split="train",
+      test_split="test",
+      fractions=(1.0,),
+      floors=False,
+    )

@@ -38,6 +38,12 @@ def open_folder(folder, **options):
   return texts.make(name, **({"split": "train"} | OPTIONS | options))
 
 
+def test_suffixes_are_taken_in_any_case(folder):
+  path = folder / "train" / "fish" / "0.txt"
+  path.rename(path.with_suffix(".TXT"))
+  assert open_folder(folder).texts[6] == "a fish swims "
+
+
 def test_a_folder_of_texts(folder, caplog):
   source = open_folder(folder, labels=True)
   assert "1 documents are not UTF-8" in caplog.text

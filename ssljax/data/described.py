@@ -55,6 +55,7 @@ def describe(source) -> dict:
     "examples": len(source),
     "classes": source.num_classes,
     "per_example": source.per_example,
+    "identity": source.identity,
     "arrays": {
       name: [list(map(int, shape)), np.dtype(dtype).name]
       for name, (shape, dtype) in source.example.items()

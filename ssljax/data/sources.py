@@ -5,6 +5,7 @@ memory, so that reading is a gather.
 """
 
 import concurrent.futures
+import hashlib
 import os
 import threading
 
@@ -33,6 +34,8 @@ class Source:
     unit: what throughput counts.
     per_example: how many units an example has.
     like: options with which another dataset is read in the same way.
+    identity: a digest of what decides which example is at which place; None
+      where it is not known.
     files: {name: text}, what a run must keep to read its data again; the name
       is of the option of `make` that then takes the file's path.
   """
@@ -43,6 +46,7 @@ class Source:
   files = {}
   class_names = None
   like = {}
+  identity = None
 
   def check(self, encoder) -> None:
     """Raises UserError where the encoder cannot take the examples."""
@@ -280,7 +284,8 @@ def make(
     max_corrupt=max_corrupt,
   )
   if len(source) * int(np.prod(source.shape)) <= memory_budget:
-    return source.in_memory()
+    source = source.in_memory()
+  source.identity = hashlib.sha256(records.identity.encode()).hexdigest()
   return source
 
 
@@ -335,6 +340,7 @@ class _Digits:
 
   num_classes = 10
   shape = (8, 8, 1)
+  identity = "digits"
 
   def __init__(self, split):
     from sklearn import datasets
@@ -362,6 +368,7 @@ class Folder:
 
   Attributes:
     paths: of the files.
+    identity: their paths in the folder.
     num_classes: how many subfolders a split has; None without.
     class_names: of these subfolders, or None.
   """
@@ -380,6 +387,7 @@ class Folder:
     self.paths = sorted(
       file for file in _files(root) if file.lower().endswith(suffixes)
     )
+    self.identity = "\n".join(os.path.relpath(p, root) for p in self.paths)
     if not self.paths:
       raise errors.UserError(
         f"no {what} in {root}: files end with {', '.join(suffixes)}"

@@ -4,6 +4,7 @@ Everything is held in memory as tokens. What an example is, one document, a
 piece of several, or a pair, is said by `rows`.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -77,6 +78,10 @@ class TextSource(sources.Source):
       for k, v in self._arrays.items()
       if k not in ("index", "label")
     }
+
+  @property
+  def identity(self):
+    return hashlib.sha256(self._arrays["tokens"].tobytes()).hexdigest()
 
   def __len__(self):
     return len(self._arrays["tokens"])
@@ -352,7 +357,7 @@ class _Files(_Documents):
         data = f.read()
       if not data.strip():
         raise errors.UserError(f"{file} is empty: fill or remove it")
-      if file.endswith(".txt"):
+      if file.lower().endswith(".txt"):
         self._add(data, folder.label(file))
         continue
       for number, line in enumerate(data.splitlines()):

@@ -16,6 +16,7 @@ class Records:
 
   Attributes:
     features: TFDS' own, by name.
+    identity: name, config and version of the dataset, and the split.
     num_classes: of the feature "label"; None without it.
     class_names: of its labels, or None.
   """
@@ -45,6 +46,7 @@ class Records:
       ) from e
     self._records = source.data_source
     self._name = f"{name}/{split}"
+    self.identity = f"{builder.info.full_name} {split}"
     label = features["label"] if "label" in features else None
     self.num_classes = getattr(label, "num_classes", None)
     self.class_names = getattr(label, "names", None)

@@ -27,9 +27,14 @@ def measure(protocol, train, test, num_classes):
 def floor(train, test, protocols: tuple[str, ...]) -> dict[str, dict]:
   """What the raw input of two labelled sources gives, by protocol."""
   if train.modality == "text":
-    label = lambda s: s.read(np.arange(len(s)))["label"]
+    labels = [
+      knn_lib.check_labels(
+        name, s.read(np.arange(len(s)))["label"], train.num_classes
+      )
+      for name, s in (("training", train), ("test", test))
+    ]
     return tfidf.tfidf(
-      train.texts, label(train), test.texts, label(test), protocols=protocols
+      train.texts, labels[0], test.texts, labels[1], protocols=protocols
     )
   pixels = _pixels(train), _pixels(test)
   return {n: measure(n, *pixels, train.num_classes) for n in protocols}

@@ -92,11 +92,17 @@ def check(train_x, train_y, test_x, test_y, num_classes: int) -> None:
         f"{len(x)} examples: the encoder has diverged (evaluate an earlier "
         "checkpoint by --step), or the data holds NaN"
       )
-    if np.min(y) < 0 or np.max(y) >= num_classes:
-      raise errors.UserError(
-        f"{name} labels are in [{np.min(y)}, {np.max(y)}], not in "
-        f"[0, {num_classes}): give num_classes, and labelled examples alone"
-      )
+    check_labels(name, y, num_classes)
+
+
+def check_labels(name: str, y: np.ndarray, num_classes: int) -> np.ndarray:
+  """Returns labels [n]; raises UserError where some are not of the classes."""
+  if np.min(y) < 0 or np.max(y) >= num_classes:
+    raise errors.UserError(
+      f"{name} labels are in [{np.min(y)}, {np.max(y)}], not in "
+      f"[0, {num_classes}): give num_classes, and labelled examples alone"
+    )
+  return y
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "k", "temperature"))

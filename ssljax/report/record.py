@@ -136,7 +136,9 @@ def _rows(path):
 
 
 def _last_evaluation(folder):
-  found = [_json(path) for path in glob.glob(os.path.join(folder, "*.json"))]
+  """Of the last step; that of the config's own data, where there are more."""
+  paths = sorted(glob.glob(os.path.join(folder, "*.json")), key=len)
+  found = [_json(path) for path in paths]
   found = [e for e in found if isinstance(e, dict) and is_number(e.get("step"))]
   return max(found, key=lambda e: e["step"], default=None)
 
