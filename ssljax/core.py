@@ -69,8 +69,9 @@ class Method(NamedTuple):
       [b h w c] float32 in the scale of the views}`; of text "logits" [b t
       vocab].
     is_mean: whether the loss is `features["sum"].sum()`, a float [b], times
-      what integer features alone decide. Its gradient is then known before all
-      of the batch is, and accumulation does with one forward pass.
+      what integer features alone decide, one over a count. Its gradient is then
+      known before all of the batch is, and accumulation does with one forward
+      pass.
   """
 
   init: Callable
@@ -100,7 +101,8 @@ def init_state(
     method: what is learned.
     tx: the optimiser.
     rng: a typed key (`jax.random.key`).
-    batch: arrays [b ...] as the stream gives them; only shapes matter.
+    batch: a dict of arrays [b ...] as the stream gives them; only shapes
+      matter.
     augment: `batch -> batch`, as given to `make_train_step`.
   """
   rng, init_rng = jax.random.split(rng)
@@ -134,14 +136,20 @@ def make_train_step(
     augment: `batch -> batch`, applied in the step, with a key for each example.
     axis_name: the mapped axis where the step is called inside `pmap` or
       `shard_map`; `batch` is then the local part and `state` replicated. Batch
-      norm needs the same axis in the encoder. None under `jit`, on any mesh.
+      norm, which heads have too, needs the same axis: encoders take it, and
+      heads have their encoder's. None under `jit`, on any mesh.
     accumulate: the number of microbatches, run one after the other.
-    statistics_per_microbatch: allow batch norm to see a microbatch at a time.
+    statistics_per_microbatch: allow batch norm to see a microbatch at a time,
+      or one device's examples.
     skip_nonfinite: where the loss or the gradient's norm is not finite, leave
       all but the number of the step as it was.
 
-  The step raises ValueError where `accumulate` does not divide the batch, and
-  UserError where it meets batch norm without `statistics_per_microbatch`.
+  A batch is a dict of arrays [b ...]; the step adds `key` [b]. `rng` is a typed
+  key, the same at every step, which folds in the number of the step.
+
+  The step raises ValueError where `accumulate` does not divide the batch or
+  batch norm was not told of `axis_name`, and UserError where it meets batch
+  norm with `accumulate`, both but for `statistics_per_microbatch`.
   """
 
   def forward(params, method_state, batch, step):
@@ -160,6 +168,8 @@ def make_train_step(
     if accumulate > 1 and not statistics_per_microbatch:
       _refuse_batch_norm(method_state)
     batch = _with_keys(batch, rng, step, axis_name)
+    if axis_name is not None and not statistics_per_microbatch:
+      _refuse_local_batch_norm(forward, params, method_state, batch, step)
     # Stage one: the features of the local examples, and the way back.
     floats, others, method_state, backward = _features(
       lambda p, s, b: forward(p, s, b, step),
@@ -325,11 +335,40 @@ def _sum(tree, axis_name):
   return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
+def _refuse_local_batch_norm(forward, params, method_state, batch, step):
+  """Batch norm that never asks other devices takes each one's own statistics.
+
+  It would be another loss, and without a word.
+  """
+  if not _has_batch_norm(method_state):
+    return
+  jaxpr = jax.make_jaxpr(forward)(params, method_state, batch, step)
+  if not any("psum" in name for name in _primitives(jaxpr.jaxpr)):
+    raise ValueError(
+      "batch norm sees the examples of one device alone: give the encoder the "
+      "same axis_name as the step, or statistics_per_microbatch=True"
+    )
+
+
+def _primitives(jaxpr):
+  """The names of a jaxpr's operations, those inside of others too."""
+  for eqn in jaxpr.eqns:
+    yield eqn.primitive.name
+    for inner in jax.tree.leaves(list(eqn.params.values())):
+      inner = getattr(inner, "jaxpr", inner)
+      if hasattr(inner, "eqns"):
+        yield from _primitives(inner)
+
+
 def _refuse_batch_norm(method_state):
-  for path, _ in jax.tree_util.tree_leaves_with_path(method_state):
-    if "batch_stats" in jax.tree_util.keystr(path):
-      raise errors.UserError(
-        "batch norm would see one microbatch at a time, not the whole batch: "
-        "use accumulate=1, an encoder without batch norm, or allow it by "
-        "statistics_per_microbatch=True"
-      )
+  if _has_batch_norm(method_state):
+    raise errors.UserError(
+      "batch norm would see one microbatch at a time, not the whole batch: "
+      "use accumulate=1, an encoder without batch norm, or allow it by "
+      "statistics_per_microbatch=True"
+    )
+
+
+def _has_batch_norm(method_state):
+  leaves = jax.tree_util.tree_leaves_with_path(method_state)
+  return any("batch_stats" in jax.tree_util.keystr(path) for path, _ in leaves)

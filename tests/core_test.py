@@ -467,3 +467,17 @@ def test_what_is_not_finite_can_be_left_out(where):
     moved = same(states[before], states[after])
     assert not any(jax.tree.leaves(moved[0]))  # parameters
     assert not all(jax.tree.leaves(moved[1]))
+
+
+@pytest.mark.parametrize("way", ["shard_map2", "pmap2"])
+def test_batch_norm_of_one_device_is_refused(way):
+  wraps = {
+    "shard_map2": lambda s: under_shard_map(s, 2, False),
+    "pmap2": lambda s: under_pmap(s, 2),
+  }
+  make = lambda axis_name: HEADS_WITH_NORM["vicreg"](
+    toys.Layer(axis_name=axis_name)
+  )
+  with pytest.raises(ValueError, match="the same axis_name as the step"):
+    run(make(None), wraps[way], axis_name="data", steps=1)
+  run(make("data"), wraps[way], axis_name="data", steps=1)
