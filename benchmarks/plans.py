@@ -29,9 +29,9 @@ trains, compiled for chips that were not there. Nothing here was run on one.
 
 Memory is the compiler's, of one chip at its peak. FLOPs, HBM and wire are what
 a step takes at the least by each; FLOPs are the method's own, without
-augmentation. A step is told at an assumed {mfu:.0%} of the chips' peak, or by
-the largest of the three where that is more; chip-hours are for the whole
-schedule. The objective sees arrays of the global batch: its negatives, targets
+augmentation. The time of a step assumes {mfu:.0%} of the chips' peak FLOPs,
+or is the largest of the three where that is longer; chip-hours are for the
+whole schedule. The objective sees arrays of the global batch: its negatives, targets
 or Sinkhorn's rows are all of them. What a machine reads was measured on two CPU
 cores beside other work.
 """

@@ -8,8 +8,8 @@ The rate was chosen on held-out images in the league's setting: a linear probe
 has 0.8436, against 0.8413 with 0.05 and 0.8335 with 0.3
 (`benchmarks/recipes.csv`).
 
-Two CPU cores of which it had one, 88 minutes beside other work, stopped and
-gone on with once: kNN 0.8322, linear 0.8579.
+On one of two CPU cores, 88 minutes beside other work, stopped and resumed
+once: kNN 0.8322, linear 0.8579.
 """
 
 from ssljax import config as config_lib

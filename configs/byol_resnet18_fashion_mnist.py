@@ -7,7 +7,7 @@ The rate was tried on held-out images in the league's setting: kNN and a linear
 probe have 0.7963 and 0.7951, and 0.7774 and 0.7954 with 0.6
 (`benchmarks/recipes.csv`).
 
-Two CPU cores of which it had one, 92 minutes beside other work: kNN 0.8153,
+On one of two CPU cores, 92 minutes beside other work: kNN 0.8153,
 linear 0.8352.
 """
 

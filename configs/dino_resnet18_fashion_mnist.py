@@ -14,10 +14,9 @@ targets of `:quick` collapse. So they do with SGD (`--config.optimizer.name=sgd
 at rates of 0.02, 0.1 and 0.4, and for that AdamW stays; with 0.4, test images
 have kNN 0.8103, linear 0.8352.
 
-Test images with this rate: not yet reproduced. With
-`--config.optimizer.learning_rate=1e-3`, two CPU cores of which it had one, 68
-minutes beside another training: kNN 0.8289, linear 0.8324; on the H200 0.8315
-and 0.8347.
+On one of two CPU cores, 92 minutes beside other work, stopped and resumed once:
+kNN 0.8291, linear 0.8505. With `--config.optimizer.learning_rate=1e-3`: 0.8289
+and 0.8324; on the H200 0.8315 and 0.8347.
 """
 
 from ssljax import config as config_lib

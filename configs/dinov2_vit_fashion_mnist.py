@@ -4,7 +4,7 @@ registers, and two local crops of 12 x 12.
   ssljax train --config=configs/dinov2_vit_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Not yet reproduced.
+Not yet reproduced with this encoder; README's league has a smaller one.
 """
 
 from ssljax import config as config_lib

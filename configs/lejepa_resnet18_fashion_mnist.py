@@ -3,7 +3,7 @@
   ssljax train --config=configs/lejepa_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Not yet reproduced.
+Not yet reproduced with this encoder; README's league has a smaller one.
 """
 
 from ssljax import config as config_lib

@@ -1,6 +1,6 @@
 """MoCo v3 on Fashion-MNIST with a small ViT: 49 patches of 4 x 4, 4 layers.
 
-Not yet reproduced.
+Not yet reproduced with this encoder; README's league has a smaller one.
 """
 
 from ssljax import config as config_lib

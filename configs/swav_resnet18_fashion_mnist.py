@@ -5,7 +5,7 @@
 
 Two crops of one size. The rate was chosen on held-out images in the league's
 setting: a linear probe has 0.8571, against 0.8560 with 1.2, 0.8406 with 0.3 and
-0.8106 with 0.1 (`benchmarks/recipes.csv`). Two CPU cores of which it had one,
+0.8106 with 0.1 (`benchmarks/recipes.csv`). On one of two CPU cores,
 77 minutes beside other work: kNN 0.8584, linear 0.8772. With
 `--config.optimizer.learning_rate=0.1`: 0.8524 and 0.8590.
 """

@@ -4,8 +4,8 @@
   ssljax evaluate --workdir=W
 
 The rate was chosen on held-out images in the league's setting: a linear probe
-has 0.8563, against 0.8412 with 0.02; with 0.3 the loss is soon not finite
-(`benchmarks/recipes.csv`). Not yet reproduced with this encoder.
+has 0.8563, against 0.8412 with 0.02 (`benchmarks/recipes.csv`); with 0.3 the
+loss is soon not finite. Not yet reproduced with this encoder.
 """
 
 from ssljax import config as config_lib

@@ -5,7 +5,8 @@ of 256, Adam. Not yet reproduced.
 
 Their loss sends no gradient into the second view, which W-MSE's authors' does,
 and this. `authors` is htdt/self-supervised's own: batches of 512, the rate
-3e-3, then a fifth in the last 50 and again in the last 25 epochs.
+3e-3, then a fifth in the last 50 and again in the last 25 epochs. They jitter
+before they crop, and we after.
 """
 
 from ssljax import config as config_lib
@@ -39,7 +40,9 @@ def _authors(config):
   """Their README's W-MSE 2, 1000 epochs."""
   config.batch_size = 512
   config.encoder.stem = "cifar"
-  config.augment.update(jitter=(0.4, 0.4, 0.4, 0.1), gray_p=0.1)
+  config.augment.update(
+    jitter=(0.4, 0.4, 0.4, 0.1), gray_p=0.1, std=(0.2023, 0.1994, 0.2010)
+  )
   config.optimizer = dict(name="adam", learning_rate=3e-3, weight_decay=1e-6)
   config.schedule = dict(
     name="step", milestones=(0.95, 0.975), factor=0.2, warmup_steps=500

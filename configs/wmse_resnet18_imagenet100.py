@@ -6,7 +6,7 @@ a time. ImageNet-100 is HobbitLong/CMC's list of classes: a folder `imagenet100`
 with a subfolder for each split and class. Not yet reproduced.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
-whole picture.
+whole picture; they jitter before they crop, and we after.
 """
 
 from ssljax import config as config_lib

@@ -16,9 +16,11 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
 
   prepare NAME [--data_dir=D]           build a dataset where it is missing
           [--tokenizer=bert|roberta|gpt --vocab=N]
+                     NAME: of TFDS, as fashion_mnist; wordnet_glosses; bible
   train --config=FILE[:variant,...] --workdir=W [--config.key=value ...]
         [--coordinator=auto]            one of several processes, as SLURM,
         [--coordinator=HOST:PORT --processes=N --process=I]     GKE, MPI start
+        [--heartbeat=S]                 seconds until a dead one ends the others
   evaluate --workdir=W [--protocols=knn,linear,loss,finetune] [--step=N]
            [--data=NAME] [--train_split=S] [--test_split=S]
            [--fractions=0.01,0.1,1 --seeds=1] [--floors=0]
@@ -35,11 +37,13 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
   plan --config=FILE[:variant,...] --topology=v5e:4x4[,v5p:8x8x8,cpu:8,...]
        [--json] [--remat=none,dots,full] [--largest] [--mfu=0.4]
        [--effort=O0] [--examples=N --classes=N] [--config.key=value ...]
-                                what a step takes on chips that are not here
+          what a step takes on chips that are not here; effort: of the compiler,
+          O0 to O3; examples, classes: of data that are not here
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
                                         or mae; F: .safetensors, .npz, .pth
   export --workdir=W --out=F --layout=L [--step=N] [--network=teacher]
+                 L, F: as of import, but .pth; the teacher: of methods with one
 
 The last line on stdout is one JSON object. Exit status: 0 done, 1 a selftest
 that did not pass, 2 a mistake in the command (told in one line), 3 stopped with

@@ -93,7 +93,6 @@ def make(
   def objective(params, method_state, features, *, step):
     del params, step
     z1, z2 = features["z"][:, 0], features["z"][:, 1]
-    # The authors add the losses of both directions: twice the paper's mean.
     loss = losses.ntxent(z1, z2, temperature=temperature, blocks=blocks)
     z1, z2 = ops.l2_normalize(z1), ops.l2_normalize(z2)
     nearest = lambda z: (z @ z2.T).argmax(axis=1)

@@ -73,8 +73,9 @@ class ViT(nn.Module):
     heads: of the attention.
     patch: side of a patch, in pixels.
     mlp_ratio: width of the MLP over `dim`.
-    pos: "learned"; "sincos2d" (fixed, as MAE's and MoCo v3's); or "relative",
-      a bias of the logits that all blocks share (BEiT, SimMIM, data2vec), which
+    pos: "learned"; "sincos2d" (fixed, as MAE's; MoCo v3's has rows and columns
+      the other way round, which is another order of channels); or "relative", a
+      bias of the logits that all blocks share (BEiT, SimMIM, data2vec), which
       wants all patches and the size that it was learned for.
     img_size: side, or height and width, of the images that learned positions
       are for; None is the size at initialisation. For other sizes they are
