@@ -31,9 +31,9 @@ Memory is the compiler's, of one chip at its peak. FLOPs, HBM and wire are what
 a step takes at the least by each; FLOPs are the method's own, without
 augmentation. The time of a step assumes {mfu:.0%} of the chips' peak FLOPs,
 or is the largest of the three where that is longer; chip-hours are for the
-whole schedule. The objective sees arrays of the global batch: its negatives, targets
-or Sinkhorn's rows are all of them. What a machine reads was measured on two CPU
-cores beside other work.
+whole schedule. The objective sees arrays of the global batch: its negatives,
+targets or Sinkhorn's rows are all of them. What a machine reads was measured on
+two CPU cores beside other work.
 """
 
 
