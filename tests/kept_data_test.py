@@ -13,6 +13,7 @@ from ssljax import interop
 from ssljax import replay
 from ssljax import run as run_lib
 from ssljax import train
+from ssljax import tuning
 
 SIMCLR = "configs/simclr_resnet18_fashion_mnist.py:quick"
 
@@ -170,10 +171,11 @@ def test_a_test_set_is_read_as_the_run_reads_its_own(trained, tmp_path):
   assert evaluate.labelled(run, None, "test").shape == (8, 8, 3)
 
 
-def test_unlabelled_examples_are_not_tuned_on(trained, tmp_path):
+def test_unlabelled_examples_are_not_tuned_on(trained, tmp_path, monkeypatch):
   workdir, *_ = trained
   data = folder_of(tmp_path, 8)
   np.save(tmp_path / "test" / "stray.npy", np.zeros((8, 8, 1), np.uint8))
+  monkeypatch.setattr(tuning, "finetuned", None)  # which takes long
   with pytest.raises(errors.UserError, match="test labels are in .-1, 1."):
     evaluate.evaluate(
       workdir,
