@@ -43,7 +43,7 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
                                         or mae; F: .safetensors, .npz, .pth
   export --workdir=W --out=F --layout=L [--step=N] [--network=teacher]
-                 L, F: as of import, but .pth; the teacher: of methods with one
+                 L, F: as of import, without .pth; teacher: where there is one
 
 The last line on stdout is one JSON object. Exit status: 0 done, 1 a selftest
 that did not pass, 2 a mistake in the command (told in one line), 3 stopped with

@@ -24,7 +24,8 @@ from ssljax import files
 def base(modality: str = "image") -> config_dict.ConfigDict:
   """Every top-level key with its default; a config fills in the rest.
 
-  Of `steps`, `examples` and `epochs` the first that is given holds.
+  Of `steps`, `examples` and `epochs` the first that is given holds; a flag for
+  one clears those before it.
 
   Args:
     modality: of the data: "image" or "text".
@@ -220,7 +221,7 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
 
 
 def _optional():
-  """The keys that every config has and none need give."""
+  """The keys of `base` that are None unless they are given."""
   return {
     path
     for modality in _DATA
@@ -230,7 +231,7 @@ def _optional():
 
 
 def _outranking(key, argv):
-  """Of what says how long a run is, that which would hold in place of `key`."""
+  """Of `steps`, `examples` and `epochs` those before `key`, if not in argv."""
   names = ("steps", "examples", "epochs")
   given = lambda name: any(a.startswith(f"--config.{name}=") for a in argv)
   before = names[: names.index(key)] if key in names else ()
@@ -286,7 +287,9 @@ def _read(path):
     raise errors.UserError(
       f"{file} is not Python ({e}): give a config, as in configs/"
     ) from e
-  get_config = getattr(module, "get_config", lambda *unused: None)
+  get_config = getattr(module, "get_config", None)
+  if not callable(get_config):
+    get_config = lambda *unused: None
   variants = [arg] if colon else []
   try:
     inspect.signature(get_config).bind(*variants)

@@ -57,21 +57,21 @@ class Method(NamedTuple):
       prototypes normalised.
     refresh: None, or `(params, method_state, read, *, rng) -> (params,
       method_state)` on the host before an epoch: k-means over the set.
-      `read(function, *, train=False)` iterates over all examples in order, in
-      batches as they come out of the evaluation's view or the training views:
-      over `index` [b] and `function(batch)` [b ...] as NumPy arrays, whole
-      where devices or processes share a batch. Shapes stay.
-      Where it leaves `method_state["sampling_weights"]` [examples], the epoch's
-      examples are drawn by them.
+      `read(function, *, train=False)` yields `index` [b] and `function(batch)`,
+      one array [b ...], for all examples in order: both as NumPy arrays, whole
+      in each process. Batches come out of the evaluation's view, or of the
+      training views with `train`; jit the function. Shapes stay. Where it
+      leaves `method_state["sampling_weights"]` [examples], the epoch's examples
+      are drawn by them.
     show: named functions for the report and notebooks, pure, each `(params,
       method_state, batch) -> ...` on a batch as it comes out of the
       evaluation's augmentation, and `key` [b]: of images `{title: images
       [b h w c] float32 in the scale of the views}`; of text "logits" [b t
       vocab].
     is_mean: whether the loss is `features["sum"].sum()`, a float [b], times
-      what integer features alone decide, one over a count. Its gradient is then
-      known before all of the batch is, and accumulation does with one forward
-      pass.
+      a factor that integer features alone decide, such as one over a count. Its
+      gradient is then known before all of the batch is, and accumulation does
+      with one forward pass.
   """
 
   init: Callable
@@ -338,12 +338,14 @@ def _sum(tree, axis_name):
 def _refuse_local_batch_norm(forward, params, method_state, batch, step):
   """Batch norm that never asks other devices takes each one's own statistics.
 
-  It would be another loss, and without a word.
+  It would be another loss, and without a word. One `psum` in `forward` is
+  enough: this finds an encoder that was not told, not one head among several.
   """
   if not _has_batch_norm(method_state):
     return
   jaxpr = jax.make_jaxpr(forward)(params, method_state, batch, step)
-  if not any("psum" in name for name in _primitives(jaxpr.jaxpr)):
+  asks = lambda name: "psum" in name or "all_gather" in name
+  if not any(map(asks, _primitives(jaxpr.jaxpr))):
     raise ValueError(
       "batch norm sees the examples of one device alone: give the encoder the "
       "same axis_name as the step, or statistics_per_microbatch=True"

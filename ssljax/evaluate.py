@@ -4,6 +4,7 @@ The floors are raw pixels and the encoder as it was before training. Protocols
 are fixed and carry a version; what they gave is comparable across releases.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -206,7 +207,9 @@ def _file_name(figures, run):
   if (data, splits) == (run.source.name, own):
     return f"{step}.json"
   words = "-".join([data, *splits.values()])
-  return f"{step}-{re.sub(r'[^-.0-9A-Za-z]', '_', words)}.json"
+  short = re.sub("[^-.0-9A-Za-z]", "_", words)[-100:]
+  digest = hashlib.sha256(words.encode()).hexdigest()[:8]
+  return f"{step}-{short}-{digest}.json"
 
 
 def _record(figures, path):

@@ -1,10 +1,16 @@
 """Files that are on the disk whole: the old one, or the new one."""
 
 import contextlib
+import errno
 import fcntl
 import os
 
+from absl import logging
+
 from ssljax import errors
+
+# Of file systems that have no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def write(path: str, text: str) -> None:
@@ -60,4 +66,8 @@ def alone(folder: str):
         f"another process trains in {folder}: wait for its end, or give "
         "another --workdir"
       ) from e
+    except OSError as e:
+      if e.errno not in _NO_LOCKS:
+        raise
+      logging.warning("no locks in %s: start one run there alone", folder)
     yield

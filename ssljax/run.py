@@ -382,11 +382,9 @@ def init_state(run: Run) -> core.TrainState:
 def make_refresh(run: Run) -> Callable | None:
   """Returns `refresh(state) -> state`, or None where the method has none.
 
-  What it draws depends on the seed and the step alone. The method's `read(
-  function, *, train=False)` gives all examples in order, in batches as they
-  come out of the evaluation's view or the training views, with `key` [b] and
-  `index` [b]; the last is filled up with the first examples. It gives `index`
-  and `function(batch)` as NumPy arrays, whole in each process.
+  What it draws depends on the seed and the step alone. The method's `read`, see
+  `core.Method`, has `key` [b] and `index` [b] in its batches; the last is
+  filled up with the first examples.
   """
   if run.method.refresh is None:
     return None

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import types
 
@@ -91,3 +93,12 @@ def test_arrays_are_whole_or_as_they_were(tmp_path, monkeypatch):
     evaluate.write_npz(out, {"x": np.arange(5)})
   assert os.listdir(tmp_path) == ["out.npz"]
   np.testing.assert_array_equal(np.load(out)["x"], np.arange(3))
+
+
+def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+  def none(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(fcntl, "flock", none)
+  with files.alone(str(tmp_path)):
+    assert "no locks in" in caplog.text

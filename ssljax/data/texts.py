@@ -81,7 +81,8 @@ class TextSource(sources.Source):
 
   @property
   def identity(self):
-    return hashlib.sha256(self._arrays["tokens"].tobytes()).hexdigest()
+    tokens = np.ascontiguousarray(self._arrays["tokens"])
+    return hashlib.sha256(tokens).hexdigest()
 
   def __len__(self):
     return len(self._arrays["tokens"])

@@ -79,7 +79,7 @@ class Bert(nn.Module):
     scan: one compiled block for all; its parameters get an axis [depth] first.
     remat: what blocks keep for the way back, a name of `remat.py`.
     dtype: of the computation; norms and softmax are float32.
-    axis_name: unused, there is no batch norm.
+    axis_name: that heads take for their batch norm; here there is none.
   """
 
   vocab: int

@@ -96,7 +96,7 @@ class ViT(nn.Module):
     scan: one compiled block for all; its parameters get an axis [depth] first.
     remat: what blocks keep for the way back, a name of `remat.py`.
     dtype: of the computation; norms and softmax are float32.
-    axis_name: unused, there is no batch norm.
+    axis_name: that heads take for their batch norm; here there is none.
   """
 
   dim: int
@@ -358,16 +358,27 @@ def _exact_gelu(x):
 
 @_exact_gelu.defjvp
 def _exact_gelu_jvp(primals, tangents):
-  # Its own rule: nothing in float32 is kept for the backward pass, and that of
-  # erf fails in a `shard_map` of jax 0.12.0.
+  # Its own rule: nothing in float32 is kept for the backward pass.
   value, slope = _value_and_slope(*primals)
   return value, slope * tangents[0]
+
+
+@jax.custom_jvp
+def _erf(x):
+  return jax.lax.erf(x)
+
+
+@_erf.defjvp
+def _erf_jvp(primals, tangents):
+  # Its own rule, since that of jax 0.12.0 fails in a `shard_map`.
+  (x,), (t,) = primals, tangents
+  return _erf(x), 2 / math.sqrt(math.pi) * jnp.exp(-jnp.square(x)) * t
 
 
 def _value_and_slope(x):
   """Of x Phi(x); not jax.nn.gelu, whose erfc costs more than erf on a CPU."""
   y = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 1 + erf cancels
-  cdf = 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+  cdf = 0.5 * (1 + _erf(y * math.sqrt(0.5)))
   pdf = jnp.exp(-0.5 * jnp.square(y)) / math.sqrt(2 * math.pi)
   return (y * cdf).astype(x.dtype), (cdf + y * pdf).astype(x.dtype)
 

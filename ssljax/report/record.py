@@ -136,9 +136,9 @@ def _rows(path):
 
 
 def _last_evaluation(folder):
-  """Of the last step; that of the config's own data, where there are more."""
-  paths = sorted(glob.glob(os.path.join(folder, "*.json")), key=len)
-  found = [_json(path) for path in paths]
+  """Of the last step, on the config's own data: others have longer names."""
+  paths = glob.glob(os.path.join(folder, "*.json"))
+  found = [_json(p) for p in paths if "-" not in os.path.basename(p)]
   found = [e for e in found if isinstance(e, dict) and is_number(e.get("step"))]
   return max(found, key=lambda e: e["step"], default=None)
 
