@@ -9,7 +9,7 @@ from ssljax import errors
 
 
 def l2_normalize(x: jax.Array, axis: int = -1, eps: float = 1e-12) -> jax.Array:
-  """x / |x| along `axis`; zero stays zero, and its gradient finite.
+  """x / |x| along `axis`; zero stays zero, with a finite gradient.
 
   `eps` bounds the squared norm from below, as TensorFlow's `l2_normalize` does.
   """

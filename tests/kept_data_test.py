@@ -87,18 +87,21 @@ def test_a_run_from_before_data_were_kept(trained, tmp_path):
     os.rename(tmp_path / "source.json", path)
 
 
+def refused(workdir, flags, says):
+  """Neither the run nor a step of it goes on."""
+  config = config_lib.load(SIMCLR, flags)
+  with pytest.raises(errors.UserError, match=says):
+    train.train(config, workdir)
+  with pytest.raises(errors.UserError, match=says):
+    replay.replay(workdir, step=1)
+
+
 def test_other_data_are_refused(trained):
   workdir, place, flags = trained
   more = place / "images" / "train" / "a" / "more.npy"
   np.save(more, np.zeros((8, 8, 1), np.uint8))
   try:
-    config = config_lib.load(SIMCLR, flags)
-    for go_on in (
-      lambda: train.train(config, workdir),
-      lambda: replay.replay(workdir, step=1),
-    ):
-      with pytest.raises(errors.UserError, match="examples=33, .* with 32"):
-        go_on()
+    refused(workdir, flags, "examples=33, .* with 32")
   finally:
     os.remove(more)
 
@@ -143,15 +146,10 @@ def test_data_in_another_order_are_refused(trained):
   old, new = train_folder / "a" / "000.npy", train_folder / "b" / "zzz.npy"
   os.rename(old, new)
   try:
-    config = config_lib.load(SIMCLR, flags)
-    for go_on in (
-      lambda: train.train(config, workdir),
-      lambda: replay.replay(workdir, step=1),
-    ):
-      with pytest.raises(errors.UserError, match="in another order"):
-        go_on()
+    refused(workdir, flags, "in another order")
   finally:
     os.rename(new, old)
+  config = config_lib.load(SIMCLR, flags)
   assert train.train(config, workdir)["resumed_from"] == 4
 
 
