@@ -52,10 +52,8 @@ class Checkpoints:
     self._saved = None  # the future of the save under way
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     if not read_only:
-      if sharding.is_first():
-        self._wrong[_set_aside(self._directory)] = None
-      if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("set aside")
+      newest = sharding.by_first(lambda: _set_aside(self._directory))
+      self._wrong[newest] = None
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -130,6 +128,7 @@ class Checkpoints:
     whole = [s for s in steps if digests.exist(self._folder(s))]
     known = [(self.knn[s], s) for s in whole if s in self.knn]
     kept = whole[: self._keep] + [s for _, s in sorted(known)[-1:]]
+    kept.append(0)  # imported weights, from which `replay` may begin
     for step in steps:
       if step in kept or step > max(whole, default=-1):  # or being written
         continue
@@ -177,7 +176,11 @@ class Checkpoints:
     wrong = self._wrong_file(step)
     if wrong is None:
       args = ocp.args.StandardRestore(abstract)
-      state = self._manager.restore(step, args=args)
+      try:
+        state = self._manager.restore(step, args=args)
+      except ValueError:  # Orbax names the first that differs, in many lines
+        _refuse_others(folder, _shapes(_arrays_in(folder)), _shapes(abstract))
+        raise
       wrong = digests.wrong_array(state, digests.read(folder))
       if wrong is None:
         return state
@@ -196,12 +199,12 @@ class Checkpoints:
     """
     if (step := self.latest_step()) is None:
       raise errors.UserError(f"no checkpoint in {self._directory}")
-    path = os.path.join(self._folder(step), "default")
+    folder = self._folder(step)
+    there = {k: v for k, v in _arrays_in(folder).items() if k in abstract}
+    _refuse_others(folder, _shapes(there), _shapes(abstract))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      there = checkpointer.metadata(path).item_metadata.tree
-      _refuse_others(path, _shapes(there), _shapes(abstract))
       return checkpointer.restore(
-        path,
+        os.path.join(folder, "default"),
         args=ocp.args.PyTreeRestore(
           item=abstract,
           restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
@@ -311,14 +314,21 @@ def _shapes(tree):
   return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
+def _arrays_in(folder):
+  """What Orbax says of the arrays of a step, as a tree."""
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    path = os.path.join(folder, "default")
+    return checkpointer.metadata(path).item_metadata.tree
+
+
 def _refuse_others(path, there, here):
-  """Names the first array that the checkpoint at `path` has otherwise."""
-  for name, shape in here.items():
-    if there.get(name) != shape:
-      has = f"is {there[name]}" if name in there else "is not"
+  """Names the first array that only one has, or both with other shapes."""
+  for name in here | there:
+    if there.get(name) != here.get(name):
+      of = lambda arrays, n=name: f"is {arrays[n]}" if n in arrays else "is not"
       raise errors.UserError(
-        f"{path} does not fit: {name} {has} there and {shape} here: give the "
-        "encoder and the method of that run"
+        f"{path} does not fit: {name} {of(there)} there and {of(here)} here: "
+        "give the encoder and the method of that run"
       )
 
 

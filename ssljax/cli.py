@@ -15,7 +15,7 @@ _USAGE = """\
 usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
 
   prepare NAME [--data_dir=D]           build a dataset where it is missing
-          [--tokenizer=bert|roberta|gpt --vocab=N]
+          [--tokenizer=bert|roberta|gpt --vocab=N] [--feature=text]
                      NAME: of TFDS, as fashion_mnist; wordnet_glosses; bible
   train --config=FILE[:variant,...] --workdir=W [--config.key=value ...]
         [--coordinator=auto]            one of several processes, as SLURM,
@@ -124,7 +124,12 @@ def _command(name):
 
 def _prepare(argv):
   values, names = _parse(
-    argv, positional=True, data_dir=None, tokenizer=None, vocab=None
+    argv,
+    positional=True,
+    data_dir=None,
+    tokenizer=None,
+    vocab=None,
+    feature="text",
   )
   if len(names) != 1:
     raise errors.UserError("name one dataset, as in: ssljax prepare NAME")
@@ -140,6 +145,7 @@ def _prepare(argv):
       names[0],
       values["tokenizer"],
       _number(values, "vocab", int),
+      values["feature"],
       data_dir=data_dir,
     )
     figures["vocab"] = made.vocab

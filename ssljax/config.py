@@ -328,6 +328,7 @@ _POSITIVE = (
   *("batch_size", "accumulate", "log_every"),
   *("checkpoint.every_steps", "eval.batch_size", "augment.views"),
   *("encoder.width", "encoder.dim", "encoder.depth", "encoder.heads"),
+  *("encoder.kinds", "encoder.vocab", "encoder.positions"),
 )
 # (height, width) or (least, most).
 _PAIRS = (

@@ -46,7 +46,8 @@ def of_arrays(parts: dict[str, list]) -> dict[str, list]:
 def wrong_array(tree, expected: dict[str, list]) -> str | None:
   """The name of the first array of `tree` that is not what it was, if any.
 
-  Parts that other processes hold are theirs to check.
+  Parts that this process does not hold whole are left to others, or to the
+  digests of the files.
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     name = jax.tree_util.keystr(path, simple=True, separator="/")

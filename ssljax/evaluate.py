@@ -4,8 +4,10 @@ The floors are raw pixels and the encoder as it was before training. Protocols
 are fixed and carry a version; what they gave is comparable across releases.
 """
 
+import functools
 import hashlib
 import json
+import operator
 import os
 import re
 
@@ -95,7 +97,7 @@ def evaluate(
 
   if "loss" in protocols:
     figures |= held_out(run, state, data, figures["splits"]["test"])
-    versions["loss"] = "loss/1 no dropout, views of epoch 0"
+    versions["loss"] = "loss/2 no dropout, views of epoch 0, shuffled"
     record()
   if set(protocols) - {"loss"}:
     sets = [labelled(run, data, s) for s in figures["splits"].values()]
@@ -106,7 +108,7 @@ def evaluate(
         for split, s in zip(figures["splits"].values(), sets)
       )
       parts = {f: finetune.subset(labels, f) for f in fractions}
-    if floors and set(protocols) & set(_FEATURES):
+    if floors and (parts or set(protocols) & set(_FEATURES)):
       floors_lib.require_memory(sets)
     start = run_lib.init_state(run)
     for name, result in _of_features(
@@ -117,10 +119,13 @@ def evaluate(
         versions[name] = result["protocol"]
       record()
     if parts is not None:
-      figures["finetune"], versions["finetune"] = tuning.finetuned(
-        run, state, start, sets, parts, seeds
-      )
-      record()
+      figures["finetune"] = {}
+      for fraction, row, protocol in tuning.finetuned(
+        run, state, start, sets, parts, seeds, floors
+      ):
+        figures["finetune"][f"{fraction:g}"] = row
+        versions["finetune"] = protocol
+        record()
   return figures
 
 
@@ -148,10 +153,13 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
 
   The features of all examples meet in one objective where each example has
   numbers of its own alone, sums and counts; else, as in contrastive methods,
-  those of whole batches do, and the figures are the batches' mean.
+  those of whole batches do, and the figures are the batches' mean. Batches are
+  of examples in an order by chance, always the same, for a folder's are sorted
+  by class; an example's views do not depend on its batch.
 
   Raises:
-    UserError: the method keeps something of each training example, as clusters.
+    UserError: the method keeps something of each training example, as clusters,
+      or there are fewer examples than its loss needs.
   """
   if run.method.refresh is not None:
     raise errors.UserError(
@@ -159,13 +167,15 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
       "example, and has nothing of others: leave loss out of --protocols"
     )
   source = run_lib.open_source(run.config, split, **_like(run, data))
+  devices, place = run.mesh.devices.size, sharding.by_example(run.mesh)
   size, found = min(run.config.batch_size, len(source)), []
+  size = max(devices, size - size % devices)
+  order = np.random.default_rng(0).permutation(len(source))
 
   @jax.jit
   def features(state, batch):
-    n = batch["index"].shape[0]
-    keys = jax.random.split(jax.random.key(0), n)
-    batch = run.augment(batch | {"key": keys})
+    of = functools.partial(jax.random.fold_in, jax.random.key(0))
+    batch = run.augment(batch | {"key": jax.vmap(of)(batch["index"])})
     return run.method.forward(
       state.params, state.method_state, batch, step=state.step, train=False
     )[0]
@@ -179,14 +189,21 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
 
   rows = []
   for first in range(0, len(source), size):
-    places = np.arange(first, min(first + size, len(source)))
-    batch = source.read(places)
-    batch["epoch"] = np.zeros(len(places), np.int32)
-    some = jax.tree.map(np.asarray, features(state, batch))
+    places = np.arange(first, first + size)
+    batch = source.read(order[np.minimum(places, len(source) - 1)])
+    batch["epoch"] = np.zeros(size, np.int32)
+    some = features(state, sharding.put(batch, place))
+    some = jax.tree.map(sharding.gather, some)
+    rest = len(source) - first  # what fills up the last batch is not counted
     if all(x.ndim == 1 for x in jax.tree.leaves(some)):
-      found.append(some)
-    elif len(places) == size:
+      found.append(jax.tree.map(operator.itemgetter(slice(rest)), some))
+    elif rest >= size:
       rows.append(objective(state, some))
+  if not found and not rows:
+    raise errors.UserError(
+      f"the loss on {split} needs {size} examples, one for each device, and "
+      f"there are {len(source)}: name a larger split"
+    )
   if found:
     together = jax.tree.map(lambda *x: np.concatenate(x), *found)
     rows = [objective(state, together)]
@@ -318,6 +335,7 @@ def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:
   for start in range(0, len(source), size):
     places = np.arange(start, start + size)
     batch = source.read(order[np.minimum(places, len(source) - 1)])
+    batch = source.cut(batch)
     example = {k: batch.pop(k) for k in source.example}
     pooled = run.embed(state, sharding.put(example, place))
     if rows:  # one batch late: the device has the next, and no more

@@ -151,6 +151,11 @@ def read_file(path: str, *, top: tuple[str, ...] = ()) -> dict:
   if not os.path.isfile(path):
     raise errors.UserError(f"no file {path}: give one that is there")
   arrays = readers[suffix](path)
+  if not isinstance(arrays, dict):
+    raise errors.UserError(
+      f"{path} holds a {type(arrays).__name__}, not arrays by name: give a "
+      "file of weights"
+    )
   for key in top:
     if isinstance(arrays.get(key), dict):
       arrays = arrays[key]
@@ -168,7 +173,7 @@ def _read_npz(path):
   try:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+  except (TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
     raise errors.UserError(f"{path} is no .npz of plain arrays: {e}") from e
 
 
@@ -205,13 +210,13 @@ def _read_torch(path):
     # The authors' checkpoints hold their flags beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
       tree = torch.load(path, map_location="cpu", weights_only=True)
+    return _numpy(tree, torch)
   except Exception as e:  # torch raises of many kinds
-    reason = str(e).splitlines()[0]
+    reason = next(iter(str(e).splitlines()), type(e).__name__)
     raise errors.UserError(
       f"{path} cannot be read with weights_only=True ({reason}): save its "
       "weights alone"
     ) from e
-  return _numpy(tree, torch)
 
 
 def _numpy(tree, torch):

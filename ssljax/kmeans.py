@@ -56,6 +56,9 @@ def fit(
     x = ops.l2_normalize(x)
   if start is None:
     start = plus_plus(x, k=k, key=key)
+  else:
+    start = start.astype(jnp.float32)
+    start = ops.l2_normalize(start) if spherical else start
 
   def iteration(_, centroids):
     _, distances, sums, counts = assign(x, centroids, block)

@@ -69,6 +69,7 @@ def generate(
     jnp.asarray(start)[None],
     jax.random.key(seed),
     tokens=tokens,
+    vocab=tokenizer.vocab,
     temperature=temperature,
     top_k=top_k,
     top_p=top_p,
@@ -90,7 +91,9 @@ def lines(tokenizer, tokens) -> str:
 
 @functools.partial(
   jax.jit,
-  static_argnames=("decoder", "tokens", "temperature", "top_k", "top_p"),
+  static_argnames=(
+    "decoder", "tokens", "vocab", "temperature", "top_k", "top_p"
+  ),
 )
 def sample(
   decoder,
@@ -99,6 +102,7 @@ def sample(
   key: jax.Array,
   *,
   tokens: int,
+  vocab: int | None = None,
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
@@ -111,6 +115,7 @@ def sample(
     prompt: int32 [b t].
     key: of the draws.
     tokens: n, how many to draw.
+    vocab: of the tokenizer, where the table has more rows.
     temperature: 0 takes the likeliest.
     top_k: None draws among all.
     top_p: None draws among all.
@@ -118,7 +123,7 @@ def sample(
   Returns:
     int32 [b n].
   """
-  table = params["token_embed"]["embedding"]
+  table = params["token_embed"]["embedding"][:vocab]
 
   def next_token(tokens, cache, key):
     out = decoder.apply({"params": params}, tokens, train=False, cache=cache)

@@ -269,9 +269,8 @@ def token_cross_entropy(
   targets: jax.Array,
   *,
   bias: jax.Array | None = None,
-  z_loss: float = 0.0,
   block: int = 1024,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Cross-entropy of tokens over a vocabulary, a block of tokens at a time.
 
   The logits of a block are computed again for its gradient, so that memory
@@ -283,13 +282,11 @@ def token_cross_entropy(
     table: [v d], a row for each word; cast to the dtype of `hidden`.
     targets: int32 [... n].
     bias: [v], added to the logits, or None.
-    z_loss: weight of the squared logarithm of the partition function (PaLM,
-      Chowdhery et al. 2022, section 5), which is added to the loss.
     block: how many tokens at a time, at most, but for one of each row.
 
   Returns:
     (losses float32 [... n] in nats, whether each target had the largest logit
-    bool [... n]).
+    bool [... n], logarithms of the partition function float32 [... n]).
   """
   *rows, n = targets.shape
 
@@ -300,8 +297,7 @@ def token_cross_entropy(
       logits += bias
     total = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    loss = total - target + z_loss * jnp.square(total)
-    return loss, target >= logits.max(axis=-1)
+    return total - target, target >= logits.max(axis=-1), total
 
   most = max(1, block // math.prod(rows))  # tokens of a row
   if n <= most:

@@ -7,6 +7,7 @@ array where it is used.
 """
 
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -64,6 +65,29 @@ def of_first(value: bool) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def by_first(function: Callable):
+  """What the first process gets from `function`, which the others wait for.
+
+  They get None; a mistake that it tells ends all of them.
+  """
+  if jax.process_count() == 1:
+    return function()
+  result = told = None
+  if is_first():
+    try:
+      result = function()
+    except (errors.UserError, errors.SafeStop) as e:
+      told = e
+  kinds = (None, errors.UserError, errors.SafeStop)
+  kind = kinds.index(None if told is None else type(told))
+  kind = kinds[int(multihost_utils.broadcast_one_to_all(np.int32(kind)))]
+  if told is not None:
+    raise told
+  if kind is not None:
+    raise kind("the first process stopped, and tells why")
+  return result
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> jax.sharding.Mesh:
   """A mesh with the axes `data` and `fsdp`.
 
@@ -87,6 +111,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> jax.sharding.Mesh:
     raise errors.UserError(
       f"config.mesh.data={data} x config.mesh.fsdp={fsdp}, and there are {n} "
       f"devices: give 1 to {n} in all, or data=-1 for all"
+    )
+  used = {device.process_index for device in devices[: data * fsdp]}
+  if len(used) < len({device.process_index for device in devices}):
+    raise errors.UserError(
+      f"config.mesh.data={data} x config.mesh.fsdp={fsdp} leaves processes "
+      "without a device: start fewer, or give data=-1 for all"
     )
   # Explicit axes, the default of newer jax, would make users name shardings.
   return jax.make_mesh(

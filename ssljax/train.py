@@ -364,18 +364,22 @@ def refuse_other_examples(run, workdir):
 def _claimed(run, workdir):
   """Makes the workdir this run's own, and no other process's meanwhile."""
   with contextlib.ExitStack() as stack:
-    try:
-      os.makedirs(_own_folder(workdir), exist_ok=True)
-      if sharding.is_first():
+
+    def claim():
+      try:
+        os.makedirs(workdir, exist_ok=True)
         stack.enter_context(files.alone(workdir))
         config_lib.save(run.config, os.path.join(workdir, "config.json"))
         run_lib.keep_data(run.source, workdir)
         path = os.path.join(workdir, "environment.json")
         files.write(path, json.dumps(environment(), indent=2))
-    except OSError as e:
-      raise errors.UserError(
-        f"cannot write to --workdir={workdir} ({e.strerror}): give another"
-      ) from e
+      except OSError as e:
+        raise errors.UserError(
+          f"cannot write to --workdir={workdir} ({e.strerror}): give another"
+        ) from e
+
+    sharding.by_first(claim)
+    os.makedirs(_own_folder(workdir), exist_ok=True)
     yield
 
 

@@ -38,7 +38,9 @@ def warmed(run: run_lib.Run, state, source):
   return state._replace(method_state=method_state)
 
 
-def finetuned(run: run_lib.Run, state, start, sets, parts, seeds: int):
+def finetuned(
+  run: run_lib.Run, state, start, sets, parts, seeds: int, raw: bool
+):
   """Fine-tunes on parts of the labels; see `evaluate.evaluate`.
 
   Args:
@@ -48,9 +50,10 @@ def finetuned(run: run_lib.Run, state, start, sets, parts, seeds: int):
     sets: (train, test), labelled.
     parts: {fraction of the labels: places in the training set}.
     seeds: how many of each.
+    raw: whether the raw input is measured as well.
 
-  Returns:
-    ({fraction: figures}, the protocol).
+  Yields:
+    (fraction, figures, the protocol).
   """
   train, test = sets
   start = warmed(run, start, train)
@@ -58,7 +61,6 @@ def finetuned(run: run_lib.Run, state, start, sets, parts, seeds: int):
     (name, *_tuned(run, origin, train.example))
     for name, origin in (("", state), ("scratch_", start))
   ]
-  found, protocol = {}, None
   for fraction, places in parts.items():
     row = {"labels": len(places)}
     for name, apply, params in origins:
@@ -71,16 +73,16 @@ def finetuned(run: run_lib.Run, state, start, sets, parts, seeds: int):
         num_classes=train.num_classes,
         seeds=seeds,
       )
-      protocol, values = result["protocol"], result["accuracies"]
+      values = result["accuracies"]
       row[name + "accuracy"] = float(np.mean(values))
       if seeds > 1:
         row[name + "spread"] = float(np.std(values, ddof=1))
       row[name + "all"], row[name + "rate"] = values, result["rate"]
-    part = sources.Part(train, places)
-    raw = floors.floor(part, test, ("linear",))["linear"]
-    row["raw_linear"] = raw["accuracy"]
-    found[f"{fraction:g}"] = row
-  return found, protocol
+    if raw:
+      part = sources.Part(train, places)
+      floor = floors.floor(part, test, ("linear",))["linear"]
+      row["raw_linear"] = floor["accuracy"]
+    yield fraction, row, result["protocol"]
 
 
 def labels(source) -> np.ndarray:

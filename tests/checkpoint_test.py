@@ -231,6 +231,32 @@ def test_the_last_and_the_best_are_kept_over_a_restart(tmp_path):
   assert sorted(os.listdir(tmp_path)) == ["2", "5", "6"]
 
 
+def test_imported_weights_are_kept(tmp_path):
+  for steps in ((0,), (1, 2)):
+    with checkpoint.Checkpoints(str(tmp_path), keep=1) as checkpoints:
+      for step in steps:
+        checkpoints.save(step, _state(step))
+  assert sorted(os.listdir(tmp_path)) == ["0", "2"]
+
+
+def test_a_state_of_other_arrays_is_one_line(folder):
+  everywhere = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P())
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+  more = _state(0) | {"queue": jnp.zeros(3)}
+  fewer = {k: v for k, v in _state(0).items() if k != "half"}
+  with checkpoint.Checkpoints(str(folder)) as checkpoints:
+    for other, words in (
+      (more, r"queue is not there and is \(3,\) here"),
+      (fewer, r"half is \(7,\) there and is not here"),
+    ):
+      with pytest.raises(errors.UserError, match=words):
+        checkpoints.restore(jax.tree.map(shape, other))
+      parts = {k: v for k, v in other.items() if k != "step"}
+      if "half" in other:
+        with pytest.raises(errors.UserError, match=words):
+          checkpoints.restore_part(jax.tree.map(shape, parts))
+
+
 def test_to_keep_none_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match="checkpoint.keep=0: give 1"):
     checkpoint.Checkpoints(str(tmp_path), keep=0)

@@ -76,6 +76,32 @@ def test_knn_in_blocks_is_the_same_and_compiles_once(digits, monkeypatch):
   assert knn._predict._cache_size() == before + 1
 
 
+def test_knn_bounds_votes_too(digits, monkeypatch):
+  sets = noisy(digits)
+  whole = knn.knn(*sets, num_classes=10)
+  shapes, real = [], knn._predict
+
+  def predict(train_x, train_y, test_x, **options):
+    shapes.append(test_x.shape)
+    return real(train_x, train_y, test_x, **options)
+
+  monkeypatch.setattr(knn, "_predict", predict)
+  monkeypatch.setattr(knn, "_BLOCK", 50 * 20 * 100)
+  sets[1][:20] = 0
+  assert knn.knn(*sets, num_classes=100) == whole
+  assert {len_ for len_, _ in shapes} == {50}
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-7, 1e18])
+def test_knn_of_features_of_any_size_is_the_same(digits, scale):
+  train_x, train_y, test_x, test_y = noisy(digits)
+  whole = knn.knn(train_x, train_y, test_x, test_y, num_classes=10)
+  scale = np.float32(scale)
+  sets = train_x * scale, train_y, test_x * scale, test_y
+  got = knn.knn(*sets, num_classes=10)["accuracy"]
+  assert got == pytest.approx(whole["accuracy"], abs=0.003)  # digits are lost
+
+
 def test_knn_weighs_by_similarity():
   # One at the same place against two at right angles: e^10 against 2.
   train_x = np.float32([[0, 1], [0, 2], [3, 0]])
@@ -340,6 +366,28 @@ def test_fine_tuning_learns_what_its_start_cannot_tell():
   assert max(found["accuracies"]) < min(seeing["accuracies"])
 
 
+def test_fine_tuning_sees_every_label(monkeypatch):
+  from ssljax.data import sources
+  from ssljax.evals import finetune
+
+  monkeypatch.setattr(finetune, "_MOST_STEPS", 3)
+  image = np.zeros((400, 2, 2, 1), np.uint8)
+  source = sources.ArraySource({"image": image, "label": np.arange(400) % 2})
+  seen, read = set(), source.read
+
+  def note(places):
+    seen.update(np.asarray(places).tolist())
+    return read(places)
+
+  monkeypatch.setattr(source, "read", note)
+  embed = lambda params, batch: {"pooled": batch["image"].reshape(-1, 4) * 1.0}
+  finetune.finetune(
+    embed, {}, source, np.arange(320), sources.Part(source, np.arange(9)),
+    num_classes=2,
+  )  # fmt: skip
+  assert seen >= set(range(320))
+
+
 def test_a_part_of_the_labels():
   from ssljax.evals import finetune
 
@@ -460,7 +508,7 @@ def test_raw_pixels_that_would_fill_the_memory_are_refused(monkeypatch):
   )
   many = type("Many", (type(large),), {"__len__": lambda self: 1_281_167})
   sets = [many(**vars(large))] * 2
-  with pytest.raises(errors.UserError, match="1543 GB .*: give --floors=0"):
+  with pytest.raises(errors.UserError, match="6171 GB .*: give --floors=0"):
     floors.require_memory(sets)
   few = type("Few", (type(large),), {"__len__": lambda self: 10})
   floors.require_memory([few(**vars(large))] * 2)

@@ -47,6 +47,11 @@ def test_files(tmp_path, suffix):
   (tmp_path / f"f{suffix}").write_bytes(b"no such thing")
   with pytest.raises(errors.UserError, match=f"is no {suffix}"):
     interop.read_file(path)
+  if suffix == ".npz":
+    with open(path, "wb") as f:
+      np.save(f, np.zeros(3))
+    with pytest.raises(errors.UserError, match="is no .npz"):
+      interop.read_file(path)
   with pytest.raises(errors.UserError, match="cannot write --out="):
     interop.write_file(str(tmp_path / "none" / f"f{suffix}"), arrays)
 
@@ -105,6 +110,18 @@ def test_torchs_own_files(tmp_path):
   np.testing.assert_array_equal(found["x"], [0.0, 1.0, 2.0])
   with pytest.raises(errors.UserError, match="no array"):
     interop.read_file(path)
+  for wrong, words in (
+    ([x], "holds a list"),
+    ({"x": x.to_sparse()}, "weights_only=True"),
+  ):
+    torch.save(wrong, path)
+    with pytest.raises(errors.UserError, match=words):
+      interop.read_file(path)
+  for content in (b"", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02"):
+    with open(path, "wb") as f:
+      f.write(content)
+    with pytest.raises(errors.UserError, match="weights_only=True"):
+      interop.read_file(path)
   torch.save({"x": os.mkdir}, path)
   with pytest.raises(errors.UserError, match="weights_only=True"):
     interop.read_file(path)

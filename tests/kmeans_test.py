@@ -62,6 +62,21 @@ def test_iterations_are_lloyds(spherical, block):
   np.testing.assert_allclose(ours.inertia, inertia, rtol=1e-5)
 
 
+def test_a_start_may_be_of_any_length_and_type():
+  x = np.random.default_rng(0).normal(size=(101, 5)).astype(np.float32)
+  start = jnp.asarray(3 * x[:9], jnp.bfloat16)
+  fit = lambda start, n: kmeans.fit(
+    x, k=9, key=KEY, iterations=n, start=start, spherical=True
+  )
+  unit = start.astype(jnp.float32)
+  unit /= jnp.linalg.norm(unit, axis=1, keepdims=True)
+  for n in (0, 3):
+    np.testing.assert_allclose(
+      fit(start, n).centroids, fit(unit, n).centroids, atol=1e-6
+    )
+  np.testing.assert_allclose(fit(start, 0).centroids, unit, atol=1e-6)
+
+
 def test_far_blobs_are_found():
   x, labels = blobs()
   found = kmeans.fit(x, k=8, key=KEY)

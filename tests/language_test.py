@@ -64,6 +64,16 @@ def test_draws_are_of_the_seed():
   assert (run(0) != run(1)).any()
 
 
+def test_no_token_beyond_the_tokenizers_is_drawn():
+  decoder, params, prompt = small()
+  draws = lambda **options: np.asarray(
+    language.sample(
+      decoder, params, prompt, jax.random.key(0), tokens=20, **options
+    )
+  )
+  assert draws().max() >= 20 > draws(vocab=20).max()
+
+
 def test_draws_have_the_asked_distribution():
   p = np.array([0.4, 0.3, 0.2, 0.1])
   logits = jnp.log(jnp.tile(p, (20000, 1)))
@@ -161,6 +171,23 @@ def test_the_report_shows_what_was_learned(runs, tmp_path):
   # The descriptions' test paragraphs are among the neighbours.
   assert "breast_cancer: " in page and page.count("<circle") >= 2 * 38
   assert "src=" not in page  # a page of texts has no pictures
+
+
+def test_a_run_whose_split_for_evaluation_is_not_there_has_a_report(tmp_path):
+  (tmp_path / "texts").mkdir()
+  for i in range(40):
+    path = tmp_path / "texts" / f"{i}.txt"
+    path.write_text(f"In the beginning was the word, and it was {i}. " * 9)
+  flags = ["--config.mesh.data=1", "--config.steps=2"]
+  flags += [f"--config.data.name=folder:{tmp_path / 'texts'}"]
+  flags += ["--config.data.split=all", "--config.eval.train_split="]
+  flags += ["--config.schedule.warmup_steps=1", "--config.batch_size=8"]
+  workdir = str(tmp_path / "run")
+  config = config_lib.load("configs/gpt_mini_bible.py:quick", flags)
+  train.train(config, workdir)
+  report.report([workdir], out := str(tmp_path / "page.html"))
+  with open(out) as f:
+    assert "documents of the split all" in f.read().lower()
 
 
 def test_a_run_keeps_its_tokenizer(runs):

@@ -195,7 +195,12 @@ def test_what_does_not_fit_is_named():
 
 @pytest.mark.parametrize(
   "options",
-  [{"pos": "relative"}, {"embed_norm": True}, {"bias": False}],
+  [
+    dict(pos="relative"),
+    dict(embed_norm=True),
+    dict(bias=False),
+    dict(gelu="tanh"),
+  ],
 )
 def test_vits_that_no_layout_has_are_refused(options):
   encoder = vit.make(variant="Mu/2", **options)

@@ -23,6 +23,7 @@ from ssljax.plan import hardware
 from ssljax.plan import hlo
 from ssljax.plan import loader
 from ssljax.plan import source as source_lib
+from ssljax.plan import table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 QUICK = os.path.join(ROOT, "configs", "mae_vit_fashion_mnist.py:quick")
@@ -213,7 +214,7 @@ def test_what_does_not_fit_is_told_with_needed_and_available(monkeypatch):
 def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
   run = run_lib.build(config_lib.load(QUICK, ["--config.mesh.data=2"]))
   peak = lambda run, chip: plan_lib.Compiled(
-    5_000_000 + 12_345 * run.config.batch_size, None
+    5_000_000 + 12_345 * run.config.batch_size, "a program"
   )
   monkeypatch.setattr(plan_lib, "compile_step", peak)
   chip = hardware.Chip(1e12, 10e6, 1e9, 1e9)
@@ -229,6 +230,14 @@ def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
 
   monkeypatch.setattr(plan_lib, "compile_step", refusing)
   assert plan_lib._largest(run, chip) == 64
+
+  def failing(run, chip):  # and the compiler tells of a part alone
+    compiled = peak(run, chip)
+    fits = run.config.batch_size <= 100
+    return compiled if fits else compiled._replace(program=None)
+
+  monkeypatch.setattr(plan_lib, "compile_step", failing)
+  assert 88 <= plan_lib._largest(run, chip) <= 100
   monkeypatch.setattr(plan_lib, "compile_step", peak)
   tiny = chip._replace(hbm=1e6)
   assert plan_lib._largest(run, tiny) == 0
@@ -358,6 +367,31 @@ def test_the_loader_reads_what_the_trainer_would():
       return 1_281_167
 
   assert 10 < loader.rate(Large(), 4096) < small
+
+
+def test_an_encoder_of_the_users_need_not_know_remat(tmp_path, monkeypatch):
+  (tmp_path / "mylab").mkdir()
+  (tmp_path / "mylab" / "encoder.py").write_text(
+    "from ssljax.models import resnet\n"
+    "def make(*, dtype, axis_name=None):\n"
+    "  return resnet.make(variant='10', width=8, stem='cifar', dtype=dtype,\n"
+    "    axis_name=axis_name)\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  path = "configs/simclr_resnet18_fashion_mnist.py:quick"
+  config = config_lib.load(path, ["--config.mesh.data=1"])
+  config.encoder = dict(name="mylab.encoder")
+  assert plan_lib.model_flops(run_lib.build(config)) > 0
+
+
+def test_what_goes_through_all_examples_between_steps_is_told():
+  path = "configs/deepcluster_resnet18_fashion_mnist.py:quick"
+  run = run_lib.build(config_lib.load(path, ["--config.mesh.data=1"]))
+  figures = plan_lib._of_run(run)
+  assert figures["refreshes"] == -(-run.total_steps // run.steps_per_epoch) > 0
+  figures |= {"flops": 1, "loader_per_s": None, "mfu": 0.4, "topologies": {}}
+  told = f"not counted: {figures['refreshes']} times, between steps"
+  assert told in table.table(figures)
 
 
 def test_the_command_prints_a_table_and_json(capsys, monkeypatch):

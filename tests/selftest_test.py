@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import pytest
 
 from ssljax import cli
@@ -63,6 +64,20 @@ def test_a_loss_that_crosses_zero_is_compared_with_the_largest():
   assert trial.apart(one, one | {3: -0.011}) == pytest.approx(0.05)
   assert trial.apart(one, one | {3: -0.011}, steps=2) == 0
   assert not trial.apart(one, one | {3: math.nan}) < 1
+
+
+def test_there_is_nothing_to_compare_on_one_device(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  for name in ("devices", "elastic"):
+    with pytest.raises(errors.UserError, match="JAX_PLATFORMS=cpu"):
+      selftest.selftest(name, config=CONFIG)
+
+
+def test_a_single_checkpoint_is_too_few_to_damage():
+  few = ["--config.checkpoint.keep=1", "--config.steps=8"]
+  with pytest.raises(errors.UserError, match="kept 1 checkpoint: give --conf"):
+    selftest.selftest("corrupt", config=CONFIG, overrides=few)
 
 
 @pytest.mark.slow

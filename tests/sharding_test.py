@@ -70,12 +70,29 @@ _TWO_PROCESSES = """
 import sys
 import jax
 import numpy as np
+from ssljax import errors
 from ssljax import sharding
 address, process = sys.argv[1:]
 sharding.connect(address, 2, int(process))
 # As TPUs lie in a mesh: a process's devices are not side by side.
 devices = np.array(jax.devices())[[0, 2, 3, 1]]
 mesh = jax.sharding.Mesh(devices.reshape(2, 2), ("data", "fsdp"))
+try:
+  sharding.make_mesh(1, 1)
+  raise AssertionError("a process has no device")
+except errors.UserError as e:
+  assert "leaves processes without a device" in str(e)
+
+def fails():
+  raise errors.SafeStop("all are damaged")
+
+for function, first in ((lambda: 7, 7), (fails, None)):
+  try:
+    assert sharding.by_first(function) == (None, first)[process == "0"]
+    assert first
+  except errors.SafeStop as e:
+    said = ("the first process stopped", "all are damaged")[process == "0"]
+    assert said in str(e) and function is fails, e
 rows = sharding.rows(mesh, 8)
 assert rows.tolist() == [[0, 1, 6, 7], [2, 3, 4, 5]][int(process)], rows
 whole = np.arange(8) * 10

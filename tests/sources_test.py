@@ -1,5 +1,6 @@
 """Sources: what is read from TFDS, folders and arrays, and what is refused."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -154,6 +155,77 @@ def test_all_splits_of_a_folder_have_its_classes_and_links_are_read_once(
   np.testing.assert_array_equal(got["label"], [-1, 1, 0, 1])
 
 
+def test_a_folder_is_the_same_in_whatever_order_the_disk_has_it(
+  folder, tmp_path, monkeypatch
+):
+  name = folder({"ant/a.png": picture(0), "cat/a.png": picture(1)})
+  (tmp_path / "kitten").symlink_to(tmp_path / "cat")
+  scandir, found = os.scandir, []
+
+  class Ordered(contextlib.AbstractContextManager):
+    def __init__(self, path):
+      entries = sorted(scandir(path), key=lambda entry: entry.name)
+      entries = entries[::-1] if self.reverse else entries
+      self._entries = iter(entries)
+
+    def __iter__(self):
+      return self._entries
+
+    def __next__(self):
+      return next(self._entries)
+
+    def __exit__(self, *unused):
+      pass
+
+  monkeypatch.setattr(os, "scandir", Ordered)
+  for Ordered.reverse in (False, True):
+    found.append(sources.make(name, split="all", labels=True))
+  assert found[0].identity == found[1].identity
+  np.testing.assert_array_equal(found[0].labels(), [0, 1])
+  np.testing.assert_array_equal(found[1].labels(), [0, 1])
+
+
+def test_what_cannot_be_listed_is_told(folder, monkeypatch):
+  name = folder({"ant/a.png": picture(0), "bee/a.png": picture(1)})
+  scandir = os.scandir
+
+  def broken(path):
+    if str(path).endswith("bee"):
+      raise OSError(5, "Input/output error", str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", broken)
+  with pytest.raises(errors.UserError, match="bee cannot be read .Input/out"):
+    sources.make(name, split="all")
+
+
+def test_hidden_files_are_no_examples_and_hidden_folders_no_classes(folder):
+  name = folder(
+    {
+      "ant/a.png": picture(0),
+      "ant/._a.png": b"what some systems keep beside it",
+      ".ipynb_checkpoints/b.png": picture(1),
+    }
+  )
+  source = sources.make(name, split="all", labels=True, max_corrupt=0)
+  assert source.class_names == ["ant"] and len(source) == 1
+
+
+def test_a_file_name_may_be_of_any_bytes(folder, tmp_path):
+  name = folder({"a.png": picture(0)})
+  os.rename(tmp_path / "a.png", os.fsencode(tmp_path / "caf") + b"\xe9.png")
+  assert len(sources.make(name, split="all").identity) == 64
+
+
+def test_threads_share_a_batch(folder):
+  files = {f"{i:03}.png": picture(i) for i in range(70)}
+  source = sources.make(folder(files), split="all", memory_budget=0)
+  got = source.read(np.arange(70)[::-1])
+  np.testing.assert_array_equal(got["index"], np.arange(70)[::-1])
+  for row in (0, 31, 32, 69):
+    np.testing.assert_array_equal(got["image"][row], picture(69 - row))
+
+
 @pytest.mark.parametrize("value", [255.0, -1.0, np.nan])
 def test_npy_that_is_no_picture_is_corrupt(folder, value):
   image = np.full((4, 4, 1), value, np.float32)
@@ -177,8 +249,9 @@ def test_corrupt_images_are_replaced_and_named(folder, caplog, memory_budget):
   for _ in range(2):
     source = sources.make(name, split="all", memory_budget=memory_budget)
     got = source.read(np.array([1, 4, 3, 2]))
-    np.testing.assert_array_equal(got["index"], [3, 0, 3, 3])
-    np.testing.assert_array_equal(got["image"][1], good)
+    np.testing.assert_array_equal(got["index"], [1, 4, 3, 2])
+    for row, image in enumerate((picture(3), good, picture(3), picture(3))):
+      np.testing.assert_array_equal(got["image"][row], image)
     source.read(np.array([1]))
     for bad in ("b.jpg", "c.npy", "e.png"):
       assert caplog.text.count(f"{bad}: corrupt") == 1

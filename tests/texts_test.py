@@ -1,6 +1,7 @@
 """Sources of text, and what a run does with them."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -92,12 +93,33 @@ def test_rows_of_lines(tmp_path):
   assert other.tokens_per_byte == pytest.approx(tokens / size)
 
 
-def test_labelled_rows_are_as_long_as_the_longest(folder):
+def test_rows_are_of_one_length_and_cut_behind_the_longest(folder):
   source = open_folder(folder, labels=True, length=40)
-  lengths = [len(source.read([i])["tokens"][0]) for i in source.order()]
+  rows = [source.read([i]) for i in source.order()]
+  assert {row["tokens"].shape for row in rows} == {(1, 40)}
+  cut = [source.cut(row) for row in rows]
+  lengths = [row["tokens"].shape[1] for row in cut]
   assert lengths == sorted(lengths) and set(lengths) == {16, 32, 40}
-  plain = open_folder(folder, length=40)
-  assert plain.read([0])["tokens"].shape == (1, 40)
+  for row, whole in zip(cut, rows):
+    assert row["mask"].sum() == whole["mask"].sum()
+    assert row["label"] == whole["label"]
+
+
+def test_each_feature_has_a_tokenizer_of_its_own(tmp_path):
+  lines = [{"en": "a bird sings", "ru": "\u043f\u0442\u0438\u0446\u0430"}]
+  path = tmp_path / "train" / "a.jsonl"
+  path.parent.mkdir()
+  path.write_text("\n".join(map(json.dumps, lines * 20)))
+  for feature in ("en", "ru"):
+    source = open_folder(tmp_path, feature=feature)
+    unknown = source.tokenizer.unknown
+    assert not (source.read([0])["tokens"] == unknown).any()
+
+
+def test_without_a_split_to_train_a_tokenizer_on_it_says_what_to_give(folder):
+  os.rename(folder / "train", folder / "training")
+  with pytest.raises(errors.UserError, match="'train'.*tokenizer=FILE.json"):
+    open_folder(folder, split="training")
 
 
 class Sayings(tfds.core.GeneratorBasedBuilder):
@@ -289,6 +311,22 @@ def test_what_a_loss_says_of_a_text():
     bits * source.tokens_per_byte
   )
   assert gpt["test_perplexity"] == pytest.approx(np.exp(gpt["test_loss"]))
+  run = run_lib.build(quick("gpt_mini_bible", "--config.method.z_loss=0.1"))
+  heavy = evaluate.held_out(run, run_lib.init_state(run), None, "test")
+  assert heavy["test_loss"] > gpt["test_loss"] + 1
+  assert heavy["test_perplexity"] == pytest.approx(gpt["test_perplexity"])
+
+
+def test_encoders_and_data_of_other_kinds_are_refused():
+  for name, encoder, words in (
+    ("gpt_mini_bible", dict(name="bert", variant="Mu", vocab=400), "looks ahe"),
+    ("bert_mini_wordnet", dict(name="resnet", variant="10"), "takes images"),
+    ("simclr_vit_fashion_mnist", dict(name="bert", variant="Mu"), "takes text"),
+  ):
+    config = quick(name)
+    config.encoder = encoder | dict(vocab=400) if "bert" in encoder else encoder
+    with pytest.raises(errors.UserError, match=words):
+      run_lib.build(config)
 
 
 def test_the_held_out_loss_is_of_all_tokens_at_once():

@@ -122,3 +122,22 @@ def test_which_tokens_continue_a_word():
     (ids,) = tokenizer.encode([" small animal"])
     goes_on = tokenizer.goes_on[ids]
     assert (~goes_on).sum() == 2 and not goes_on[0]
+
+
+def test_words_of_sentencepiece_begin_with_its_space():
+  import tokenizers
+
+  made = tokenizers.Tokenizer(tokenizers.models.Unigram())
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+  made.train_from_iterator(
+    TEXTS,
+    tokenizers.trainers.UnigramTrainer(
+      vocab_size=60,
+      special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+      unk_token="<unk>",
+      show_progress=False,
+    ),
+  )
+  tokenizer = tokens.Tokenizer(made)
+  (row,) = tokenizer.encode(["a large animal"])
+  assert (~tokenizer.goes_on[row]).sum() == 3

@@ -132,8 +132,11 @@ def test_a_run_starts_from_another_with_an_optimizer_of_its_own(
   _, new = evaluate.restore(str(tmp_path / "run"))
   jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
   wider = config_lib.load(config, [*flags, "--config.encoder.dim=64"])
-  with pytest.raises(errors.UserError, match=r"is \(32,\) there and \(64"):
+  with pytest.raises(errors.UserError, match=r"is \(32,\) there and is \(64"):
     train.train(wider, str(tmp_path / "wider"))
+  fewer = config_lib.load(config, [*flags, "--config.encoder.pos=sincos2d"])
+  with pytest.raises(errors.UserError, match="pos.* there and is not here"):
+    train.train(fewer, str(tmp_path / "fewer"))
   nowhere = config_lib.load(config, [*flags, "--config.init_from=/nowhere"])
   missing = "no checkpoint in /nowhere/.* --config.init_from"
   with pytest.raises(errors.UserError, match=missing):
@@ -450,6 +453,10 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
     (["--config.method.temprature=1"], "simclr has no .* mean 'temperature'"),
     (["--config.encoder.regsters=1"], "vit has no .* mean 'registers'"),
     (["--config.augment.blur_q=1"], "has no .* mean 'blur_p'"),
+    (["--config.augment.jitter=0.4"], "jitter=0.4: give 4 numbers"),
+    (["--config.augment.mean=0.5"], "mean=0.5: give 1 or 3 numbers"),
+    (["--config.augment.local_views=2.5"], "local_views=2.5: give a whole"),
+    (["--config.augment.blur_kernel=33"], "blur_kernel=33.* smaller"),
     (["--config.optimizer.mass=1"], "adamw.* 'mass'"),
     (["--config.schedule.ende=1"], "cosine has no .* mean 'end'"),
     (["--config.batch_size=many"], "batch_size"),

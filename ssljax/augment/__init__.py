@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssljax import errors
 from ssljax.augment import image as ops
@@ -60,10 +61,10 @@ def make(name: str, *, size, **overrides) -> Callable:
   kinds = {key: type(value) for key, value in preset.items()}
   errors.refuse_options(f"augment {name!r}", overrides, kinds)
   options = {**preset, **overrides}
+  _check(options, size)
   for key in ("mean", "std"):
     if options[key] is not None:
       options[key] = tuple(options[key])
-  _check(options)
   view = _centre if name == "none" else _random
 
   def augment(batch):
@@ -92,7 +93,7 @@ def make(name: str, *, size, **overrides) -> Callable:
   return augment
 
 
-def _check(options):
+def _check(options, size):
   """Raises UserError for what would only fail inside."""
   for key in ("blur_p", "solarize_p"):
     value, views = options.get(key, 0.0), options.get("views", 1)
@@ -101,11 +102,33 @@ def _check(options):
         f"config.augment.{key}={value} is not of {views} views: give as many "
         "numbers, or one for all"
       )
+  for key, n in (("jitter", (4,)), ("mean", (1, 3)), ("std", (1, 3))):
+    value = options.get(key)
+    ok = isinstance(value, tuple | list) and len(value) in n
+    if value is not None and not ok:
+      many = " or ".join(map(str, n))
+      raise errors.UserError(
+        f"config.augment.{key}={value}: give {many} numbers, as '(A, ...)'"
+      )
+  for key in ("views", "local_views"):
+    if not isinstance(options.get(key, 1), int):
+      raise errors.UserError(
+        f"config.augment.{key}={options[key]}: give a whole number"
+      )
   kernel = options.get("blur_kernel")
   if kernel is not None and (kernel < 1 or kernel % 2 == 0):
     raise errors.UserError(
       f"config.augment.blur_kernel={kernel}: give an odd number of taps"
     )
+  blurred = [size] if np.any(options.get("blur_p", 0)) else []
+  if options.get("local_views") and options["local_blur_p"]:
+    blurred.append(options["local_size"])
+  for sides in blurred:
+    if kernel is not None and kernel // 2 >= min(sides):
+      raise errors.UserError(
+        f"config.augment.blur_kernel={kernel} is too wide for views of "
+        f"{min(sides)} pixels: give a smaller one"
+      )
 
 
 def _stack(views):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssljax import errors
 
@@ -65,6 +66,13 @@ def pair(
     i for i in tokenizer.special if i != tokenizer.pad
   )
   goes_on = tokenizer.goes_on
+  if whole_word and not np.delete(~goes_on, special).any():
+    raise errors.UserError(
+      "config.augment.whole_word: no token of this tokenizer says that it "
+      "begins a word; give whole_word=False"
+    )
+  if copies is not None and copies < 1:
+    raise errors.UserError(f"config.augment.copies={copies}: give 1 or more")
 
   def augment(batch):
     tokens, index = batch["tokens"], batch["index"]
@@ -164,7 +172,7 @@ def hide(
     if span > 1:
       n = (tokens != special[0]).sum()
       runs = jnp.floor(wanted / span + jax.random.uniform(count_key))
-      starts = jnp.where(jnp.arange(t) < n - span + 1, noise, jnp.inf)
+      starts = jnp.where(jnp.arange(t) < n, noise, jnp.inf)
       begins = jnp.argsort(jnp.argsort(starts)) < runs
       covered = sum(jnp.roll(begins, i).at[:i].set(False) for i in range(span))
       chosen = free & (covered > 0)

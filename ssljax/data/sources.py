@@ -15,8 +15,7 @@ from absl import logging
 from ssljax import errors
 from ssljax.data import images
 
-# Images decoded by one thread at a time; more only lengthens the wait.
-_CHUNK = 512
+_CHUNK = 32  # images that a thread decodes at a time
 
 
 class Source:
@@ -55,6 +54,10 @@ class Source:
     """The places 0 to n - 1 in the order in which all are read fastest."""
     return np.arange(len(self))
 
+  def cut(self, batch: dict) -> dict:
+    """A batch that was read, without the padding that its rows share."""
+    return batch
+
   def labels(self) -> np.ndarray:
     """Of all examples; of some where all would have to be decoded for it."""
     n = len(self)
@@ -78,9 +81,19 @@ class Part(Source):
   def read(self, indices):
     return self._source.read(self._places[indices])
 
+  def cut(self, batch):
+    return self._source.cut(batch)
+
 
 class ImageSource(Source):
   """Examples are `image` uint8 [h w c], its `shape`."""
+
+  def check(self, encoder):
+    if hasattr(encoder, "vocab"):
+      raise errors.UserError(
+        f"{type(encoder).__name__} takes text, and {self.name} are images: "
+        "give config.encoder.name=resnet or vit"
+      )
 
   @property
   def example(self):
@@ -151,6 +164,7 @@ class DecodedSource(ImageSource):
     self.class_names = getattr(records, "class_names", None)
     self._bad = {}  # why, by index
     self._lock = threading.Lock()
+    self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     self.name, self.shape = name, tuple(shape)
     self.num_classes = num_classes if labels else None
 
@@ -159,24 +173,20 @@ class DecodedSource(ImageSource):
 
   def read(self, indices):
     batch = self._empty(len(indices))
-    self._read_into(batch, indices)
+
+    def fill(start):
+      part = slice(start, start + _CHUNK)
+      self._read_into({k: v[part] for k, v in batch.items()}, indices[part])
+
+    # Threads share a batch: a batch for each would take too much memory.
+    for _ in self._pool.map(fill, range(0, len(indices), _CHUNK)):
+      pass  # the first error is raised here
     return batch
 
   def in_memory(self):
-    """An ArraySource of the same examples, decoded in threads."""
-    n = len(self)
-    arrays = self._empty(n)
-
-    def fill(start):
-      part = slice(start, min(start + _CHUNK, n))
-      rows = {k: v[part] for k, v in arrays.items()}
-      self._read_into(rows, np.arange(part.start, part.stop))
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      for _ in pool.map(fill, range(0, n, _CHUNK)):
-        pass  # the first error is raised here
+    """An ArraySource of the same examples."""
     return ArraySource(
-      arrays,
+      self.read(np.arange(len(self))),
       name=self.name,
       num_classes=self.num_classes,
       class_names=self.class_names,
@@ -190,13 +200,14 @@ class DecodedSource(ImageSource):
     return batch | ({"label": np.empty(n, np.int32)} if self._labels else {})
 
   def _read_into(self, batch, indices):
+    batch["index"][:] = indices  # what is replaced keeps its place
     for row, (i, record) in enumerate(zip(indices, self._records.get(indices))):
       i = int(i)
       image, label = self._fit(i, *record)
       while image is None:
         i = (i + 1) % len(self)
         image, label = self._fit(i, *next(iter(self._records.get([i]))))
-      batch["image"][row], batch["index"][row] = image, i
+      batch["image"][row] = image
       if self._labels:
         batch["label"][row] = label
 
@@ -285,7 +296,7 @@ def make(
   )
   if len(source) * int(np.prod(source.shape)) <= memory_budget:
     source = source.in_memory()
-  source.identity = hashlib.sha256(records.identity.encode()).hexdigest()
+  source.identity = hashlib.sha256(os.fsencode(records.identity)).hexdigest()
   return source
 
 
@@ -430,16 +441,33 @@ class _Images(Folder):
 
 
 def _files(root):
-  """The files below a folder; what links lead to is taken once."""
+  """The files below a folder that are not hidden, the same on every machine.
+
+  What links lead to is taken once, by the first of its names.
+  """
   seen = set()
-  for folder, below, files in os.walk(root, followlinks=True):
+  for folder, below, files in os.walk(root, onerror=_raise, followlinks=True):
+    below[:] = sorted(name for name in below if not name.startswith("."))
     status = os.stat(folder)
     if (place := (status.st_dev, status.st_ino)) in seen:
       below.clear()
       continue
     seen.add(place)
-    yield from (os.path.join(folder, file) for file in files)
+    yield from (
+      os.path.join(folder, file) for file in files if not file.startswith(".")
+    )
+
+
+def _raise(error):
+  raise errors.UserError(
+    f"{error.filename} cannot be read ({error.strerror}): all files must be "
+    "there before training starts"
+  ) from error
 
 
 def _subfolders(path):
-  return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+  return sorted(
+    entry.name
+    for entry in os.scandir(path)
+    if entry.is_dir() and not entry.name.startswith(".")
+  )

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import uuid
 from importlib import resources
 
 import numpy as np
@@ -20,7 +21,7 @@ from ssljax.data import sources
 from ssljax.data import tokens
 
 _SUFFIXES = (".txt", ".jsonl")
-_STEP = 16  # rows that are read to be evaluated are multiples of it long
+_STEP = 16  # rows of a batch that is cut are a multiple of it long
 
 
 class TextSource(sources.Source):
@@ -66,7 +67,6 @@ class TextSource(sources.Source):
     self.tokens_per_byte = tokens_per_byte
     self.files = {"tokenizer": tokenizer.to_json()}
     self.num_classes, self.class_names = None, class_names
-    self._trims = labels is not None
     if labels is not None:
       self._arrays["label"] = np.asarray(labels, np.int32)
       self.num_classes = num_classes or int(np.max(labels)) + 1
@@ -88,6 +88,11 @@ class TextSource(sources.Source):
     return len(self._arrays["tokens"])
 
   def check(self, encoder):
+    if not hasattr(encoder, "vocab"):
+      raise errors.UserError(
+        f"{type(encoder).__name__} takes images, and {self.name} is text: give "
+        "config.encoder.name=bert or gpt"
+      )
     t, vocab = self._arrays["tokens"].shape[1], self.tokenizer.vocab
     if vocab > encoder.vocab:
       raise errors.UserError(
@@ -104,14 +109,15 @@ class TextSource(sources.Source):
     return np.argsort(self._lengths, kind="stable")
 
   def read(self, indices):
-    """Labelled rows are cut behind the longest that is read."""
-    batch = {k: v[indices] for k, v in self._arrays.items()}
-    if self._trims:
-      longest = -(-int(self._lengths[indices].max()) // _STEP) * _STEP
-      for key in self.example:
-        if batch[key].ndim == 2:
-          batch[key] = batch[key][:, :longest]
-    return batch
+    return {k: v[indices] for k, v in self._arrays.items()}
+
+  def cut(self, batch):
+    """Behind its longest row, to a multiple of 16 tokens."""
+    longest = -(-int(batch["mask"].sum(axis=1).max()) // _STEP) * _STEP
+    return {
+      key: array[:, :longest] if np.ndim(array) == 2 else array
+      for key, array in batch.items()
+    }
 
   def labels(self):
     return self._arrays["label"]
@@ -144,8 +150,8 @@ def make(
       datasets, the class being the dataset, of which every fifth is for test.
     split: of TFDS, slices included; of a folder, a subfolder, or "all".
     tokenizer: a tokenizer.json; or "bert", "roberta" or "gpt" for one that is
-      trained on the split "train" (of a folder, on `split`) and kept beside the
-      data.
+      trained on the split "train" (of a folder without splits, on all of it)
+      and kept beside the data.
     vocab: of a tokenizer that is trained.
     rows: "one" document a row; "packed", several in a row that do not see each
       other; "joined", all as one text; or "pairs", with the next-sentence task:
@@ -242,15 +248,22 @@ def tokenizer_of(
       "tokenizer.json"
     )
   folder = _folder_of(name, data_dir)
-  path = os.path.join(folder or "", f"tokenizer-{tokenizer}-{vocab}.json")
+  of = "" if feature == "text" else "-" + re.sub(r"\W", "_", feature)
+  path = os.path.join(folder or "", f"tokenizer-{tokenizer}-{vocab}{of}.json")
   if folder and os.path.exists(path):
     return tokens.load(path)
   if documents is None:
-    documents = _open(name, "train", feature, data_dir)
+    try:
+      documents = _open(name, "train", feature, data_dir)
+    except errors.UserError as e:
+      raise errors.UserError(
+        f"data.tokenizer={tokenizer!r} is trained on the split 'train': {e}; "
+        "or give data.tokenizer=FILE.json"
+      ) from e
   made = tokens.train(documents.texts, kind=tokenizer, vocab=vocab)
   if folder is None:
     return made
-  draft = f"{path}.{os.getpid()}"
+  draft = f"{path}.{uuid.uuid4().hex}"  # hosts that share a folder share pids
   try:
     with open(draft, "w") as f:
       f.write(made.to_json())

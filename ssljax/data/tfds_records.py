@@ -88,7 +88,5 @@ class Images(Records):
     self.shape = self.features["image"].shape
 
   def get(self, indices):
-    return [
-      (None if data is None else images.decode(data), label)
-      for data, label in self.parsed(indices, "image")
-    ]
+    for data, label in self.parsed(indices, "image"):  # one at a time: large
+      yield None if data is None else images.decode(data), label

@@ -51,12 +51,15 @@ class Tokenizer:
 
   @property
   def goes_on(self) -> np.ndarray:
-    """Which tokens [vocab] continue a word: "##ing", or no space before."""
+    """Which tokens [vocab] continue a word: "##ing", or no space before.
+
+    A space is "\u0120" in BPE of bytes and "\u2581" in SentencePiece.
+    """
     words = [self._tokenizer.id_to_token(i) or "" for i in range(self.vocab)]
     if type(self._tokenizer.model).__name__ == "WordPiece":
       found = np.array([w.startswith("##") for w in words])
     else:
-      found = np.array([not w.startswith("\u0120") for w in words])
+      found = np.array([not w.startswith(("\u0120", "\u2581")) for w in words])
     found[list(self.special)] = False
     return found
 

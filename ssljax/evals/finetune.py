@@ -58,11 +58,12 @@ def finetune(
 ) -> dict:
   """Returns `accuracies`, one for each seed, `rate` and `protocol`.
 
-  AdamW with warm-up and a linear decay, 10 epochs but at most 600 steps of
-  32, the classifier from zero at ten times the encoder's rate. The rate is
-  chosen on a held-out tenth of the places; then each seed, of the order, learns
-  from all of them. As `embed` is that of evaluation, nothing is dropped and
-  batch norm's statistics stay as they are.
+  AdamW with warm-up and a linear decay, in batches of 32: 10 epochs but at most
+  600 steps, or one epoch where that is more, so that every label is used; the
+  classifier from zero at ten times the encoder's rate. The rate is chosen on a
+  held-out tenth of the places; then each seed, of the order, learns from all of
+  them. As `embed` is that of evaluation, nothing is dropped and batch norm's
+  statistics stay as they are.
 
   Args:
     embed: `(params, batch) -> {"pooled": [b d], ...}`, differentiable.
@@ -74,7 +75,8 @@ def finetune(
     seeds: how many.
   """
   step, predict = _compiled(embed, num_classes)
-  steps = min(_EPOCHS * max(1, len(places) // _BATCH), _MOST_STEPS)
+  epoch = max(1, len(places) // _BATCH)
+  steps = max(epoch, min(_EPOCHS * epoch, _MOST_STEPS))
   dim = jax.eval_shape(embed, params, train.read(places[:1]))["pooled"].shape[1]
 
   def fit(places, rate, seed):
@@ -83,7 +85,7 @@ def finetune(
     state = state, _TX.init(state)
     batches = _batches(np.random.default_rng(seed), places, steps)
     for i, batch in enumerate(batches):
-      rows = train.read(batch)
+      rows = train.cut(train.read(batch))
       state = step(state, rows, jnp.float32(_rate(i, rate, steps)))
     return state[0]
 
@@ -92,7 +94,7 @@ def finetune(
     for start in range(0, len(places), _EVAL_BATCH):
       # The last batch begins earlier, so that one program serves all.
       first = max(0, min(start, len(places) - _EVAL_BATCH))
-      batch = source.read(places[first : first + _EVAL_BATCH])
+      batch = source.cut(source.read(places[first : first + _EVAL_BATCH]))
       hits = predict(learned, batch) == batch["label"]
       right += int(hits[start - first :].sum())
     return right / len(places)
@@ -109,8 +111,9 @@ def finetune(
     ],
     "rate": rate,
     "protocol": (
-      f"finetune/2 adamw decay={_DECAY} clip={_CLIP} batch={_BATCH} "
-      f"epochs<={_EPOCHS} steps<={_MOST_STEPS} warmup={_WARMUP} linear "
+      f"finetune/3 adamw decay={_DECAY} clip={_CLIP} batch={_BATCH} "
+      f"epochs<={_EPOCHS} steps<={_MOST_STEPS} or 1 epoch warmup={_WARMUP} "
+      "linear "
       f"rates={_RATES} head={_HEAD:g}x held_out=0.1 statistics frozen"
     ),
   }

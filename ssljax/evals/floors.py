@@ -53,8 +53,8 @@ def require_memory(sets):
     return
   have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   (shape, _), n = sets[0].example["image"], sum(map(len, sets))
-  need = 4 * n * math.prod(shape)
-  if need > have / 2:
+  need = 4 * 4 * n * math.prod(shape)  # with what the probe makes of them
+  if need > have:
     need, have = (round(size / 1e9) for size in (need, have))
     raise errors.UserError(
       f"the floor of raw pixels needs {need} GB of the {have} that are here: "

@@ -83,7 +83,7 @@ def make(
     places, weights = batch["places"], batch["weights"]
     hidden = jnp.take_along_axis(out["tokens"], places[..., None], axis=1)
     hidden = head.apply({"params": params["head"]}, hidden)
-    nats, right = losses.token_cross_entropy(
+    nats, right, _ = losses.token_cross_entropy(
       hidden.astype(encoder.dtype),
       params["encoder"]["token_embed"]["embedding"],
       batch["targets"],

@@ -8,6 +8,7 @@ authors' code is openai/gpt-2 `model.py`.
 import jax.numpy as jnp
 
 from ssljax import core
+from ssljax import errors
 from ssljax import losses
 from ssljax import masks
 from ssljax import ops
@@ -23,10 +24,20 @@ def make(decoder, *, z_loss: float = 0.0, block: int = 1024) -> core.Method:
   mean over all targets of the batch, in nats.
 
   Args:
-    decoder: as `models.gpt` has it: a parameter `token_embed`.
-    z_loss: see `losses.token_cross_entropy`.
+    decoder: as `models.gpt` has it: `causal`, for no token of it looks ahead,
+      and a parameter `token_embed`.
+    z_loss: weight of the squared logarithm of the partition function (PaLM,
+      Chowdhery et al. 2022, section 5), which is added to the loss alone.
     block: how many tokens meet the vocabulary at a time.
+
+  Raises:
+    UserError: the encoder is not causal, and would see its targets.
   """
+  if not getattr(decoder, "causal", False):
+    raise errors.UserError(
+      f"method gpt: {type(decoder).__name__} looks ahead and would see its "
+      "targets; give config.encoder.name=gpt, or a module with `causal = True`"
+    )
 
   def init(rng, batch):
     return {"encoder": linen.init(decoder, rng, batch["tokens"])[0]}, {}
@@ -54,15 +65,16 @@ def make(decoder, *, z_loss: float = 0.0, block: int = 1024) -> core.Method:
       weights &= batch["mask"][:, 1:].astype(bool)
     if "segment" in batch:
       weights &= batch["segment"][:, 1:] == batch["segment"][:, :-1]
-    nats, right = losses.token_cross_entropy(
+    nats, right, log_z = losses.token_cross_entropy(
       hidden.astype(decoder.dtype),
       params["encoder"]["token_embed"]["embedding"],
       tokens[:, 1:],
-      z_loss=z_loss,
       block=block,
     )
+    trained = nats + z_loss * jnp.square(log_z) if z_loss else nats
     features = {
-      "sum": (nats * weights).sum(axis=1),
+      "sum": (trained * weights).sum(axis=1),
+      "nats": (nats * weights).sum(axis=1),
       "count": weights.sum(axis=1),
       "right": (right & weights).sum(axis=1),
     }
@@ -74,7 +86,7 @@ def make(decoder, *, z_loss: float = 0.0, block: int = 1024) -> core.Method:
     loss = features["sum"].sum() / count
     metrics = {
       "next_accuracy": features["right"].sum() / count,
-      "bits_per_token": loss / jnp.log(2.0),
+      "bits_per_token": features["nats"].sum() / count / jnp.log(2.0),
     }
     return loss, (method_state, metrics)
 

@@ -1,10 +1,11 @@
 """BERT's encoder: Devlin et al. 2018, arXiv:1810.04805.
 
-Post-norm, exact GELU, learned positions, as google-research/bert `modeling.py`
-and Hugging Face's `BertModel` have it, without the pooler, which belongs to the
-next-sentence task. RoBERTa's (Liu et al. 2019, arXiv:1907.11692) is the same
-with one kind of segment, positions that start at 2, and another epsilon: the
-variants "roberta-base" and "roberta-large".
+Post-norm, exact GELU, learned positions, as Hugging Face's `BertModel` has it,
+without the pooler, which belongs to the next-sentence task. (google-research/
+bert `modeling.py` now approximates GELU by tanh, and cuts the normal
+distribution of the start at two deviations.) RoBERTa's (Liu et al. 2019,
+arXiv:1907.11692) is the same with one kind of segment, positions that start at
+2, and another epsilon: the variants "roberta-base" and "roberta-large".
 """
 
 import flax.linen as nn

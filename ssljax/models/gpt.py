@@ -73,6 +73,8 @@ class GPT(nn.Module):
     axis_name: that heads take for their batch norm; here there is none.
   """
 
+  causal = True  # no token looks ahead
+
   dim: int
   depth: int
   heads: int

@@ -141,7 +141,8 @@ def model_flops(run) -> int:
     named.module("ssljax.methods", run.config.method.name).make
   ).parameters
   whole = {k: v for k, v in _WHOLE.items() if k in options}
-  run = _with(run, encoder={"remat": "none"}, method=whole)
+  plain = {"remat": "none"} if "remat" in run.config.encoder else {}
+  run = _with(run, encoder=plain, method=whole)
   batch = run_lib.abstract_batch(run)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
   n = run.config.batch_size
@@ -208,6 +209,9 @@ def _of_run(run):
     "method": config.method.name,
     "batch_size": config.batch_size,
     "steps": run.total_steps,
+    "refreshes": (
+      -(-run.total_steps // run.steps_per_epoch) if run.method.refresh else 0
+    ),
     "precision": config.precision,
     "unit": run.source.unit,
     "per_step": config.batch_size * run.source.per_example,
@@ -302,7 +306,8 @@ def _largest(run, chip):
     try:
       # The schedule's own limits are not the memory's.
       larger = _with(run, batch_size=n * unit, steps=run.total_steps)
-      return compile_step(larger, chip).peak <= chip.hbm
+      peak, program = compile_step(larger, chip)
+      return program is not None and peak <= chip.hbm
     except errors.UserError:
       return False
 

@@ -18,6 +18,11 @@ def table(figures: dict) -> str:
   ]
   if figures["method_state"]:
     lines.append("the method keeps: " + _arrays(figures["method_state"]))
+  if n := figures["refreshes"]:
+    lines.append(
+      f"not counted: {n:,} times, between steps, the method goes through all "
+      "examples"
+    )
   if loader:
     lines.append(f"this machine reads {loader:,.0f} {unit} a second")
   rows = figures["topologies"]

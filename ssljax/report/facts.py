@@ -124,7 +124,7 @@ def _finetuned(found):
       f"{row['labels']:,}",
       accuracy(row, ""),
       accuracy(row, "scratch_"),
-      f"{row['raw_linear']:.4f}",
+      f"{row['raw_linear']:.4f}" if "raw_linear" in row else "",
     ]
     for part, row in found.items()
   ]

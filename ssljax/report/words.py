@@ -85,7 +85,11 @@ def _documents(run):
   try:
     source = evaluate.labelled(run, None, split)
   except errors.UserError:  # no labels
-    source = run_lib.open_source(config, split, rows="one")
+    try:
+      source = run_lib.open_source(config, split, rows="one")
+    except errors.UserError:  # no such split: nobody evaluates this run
+      split = config.data.split
+      source = run_lib.open_source(config, split, rows="one")
   return split, sources.Part(source, arrays.spread(len(source), _EMBEDDED))
 
 
@@ -135,6 +139,7 @@ def _samples(run, state, texts):
     jnp.asarray(prompts, jnp.int32),
     jax.random.key(0),
     tokens=min(_ADDED, room),
+    vocab=tokenizer.vocab,
     temperature=0.8,
     top_p=0.95,
   )
@@ -149,7 +154,7 @@ def sections(seen: Words, side: int) -> dict[str, tuple]:
   del side
   found = {}
   if seen.samples:
-    found["Samples"] = _SAMPLE_NOTE, _sampled(seen)
+    found["Samples"] = _SAMPLE_NOTE.format(split=seen.split), _sampled(seen)
   if seen.guesses:
     found["What is hidden"] = _GUESS_NOTE, _guessed(seen)
   found["Map of the embeddings"] = (
@@ -165,8 +170,8 @@ def sections(seen: Words, side: int) -> dict[str, tuple]:
 
 
 _SAMPLE_NOTE = (
-  "The first tokens of documents that the model has not seen, in bold, and "
-  "what it goes on with (temperature 0.8, among the likeliest 95 percent)."
+  "The first tokens of documents of the split {split}, in bold, and what the "
+  "model goes on with (temperature 0.8, among the likeliest 95 percent)."
 )
 _GUESS_NOTE = (
   "Rows of the training set; below each the tokens that are hidden in it and "

@@ -27,7 +27,10 @@ def resume(trial, *, kills, **unused):
     process = trial.start("killed")
     if i % 2:
       what = "while saving"
-      happened = lambda: trial.saving("killed")
+      # By this process: what an earlier one left is gone when it trains.
+      happened = lambda before=before: (
+        trial.last_step("killed") > before and trial.saving("killed")
+      )
     else:
       left = (whole["steps"] - before) // (kills - i)
       target = before + trial.rng.randint(1, max(1, left))
@@ -76,7 +79,13 @@ def sigterm(trial, **unused):
 def corrupt(trial, *, flips, **unused):
   """One bit at random places; lost bytes; a folder that is no checkpoint."""
   whole = trial.run("whole").figures
-  *_, good, newest = trial.steps("whole")
+  steps = trial.steps("whole")
+  if len(steps) < 2:
+    raise errors.UserError(
+      f"the run kept {len(steps)} checkpoint: give --config.checkpoint.keep=2 "
+      "or more, a lower every_steps, or more steps"
+    )
+  good, newest = steps[-2:]
   run, _ = evaluate.restore(trial.workdir("whole"))
   found = 0
   for _ in range(flips):

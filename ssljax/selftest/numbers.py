@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 
+from ssljax import errors
 from ssljax import evaluate
 from ssljax.selftest import trial as trial_lib
 
@@ -18,6 +19,11 @@ def devices(trial, **unused):
   simulated = jax.default_backend() == "cpu"
   if simulated:
     counts = [1, 2, 4, 8]
+  if len(counts) < 2:
+    raise errors.UserError(
+      "there is one device, and nothing to compare it with: run the test with "
+      "JAX_PLATFORMS=cpu"
+    )
   # data x fsdp: each number of devices, with copies of the state and one cut.
   meshes = [(n, 1) for n in counts]
   meshes += [(1, n) for n in counts[1:]]

@@ -10,6 +10,7 @@ import time
 from typing import Any
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ssljax import clock
@@ -81,6 +82,11 @@ class Trial:
       spec["batches"] = self._note(name, f"{process}.batches")
     environment = dict(self._environment)
     if devices is not None:
+      if jax.default_backend() != "cpu":
+        raise errors.UserError(
+          f"{devices} devices are simulated on a CPU alone: run the test with "
+          "JAX_PLATFORMS=cpu"
+        )
       old = environment.get("XLA_FLAGS", "").split()
       flag = "--xla_force_host_platform_device_count"
       old = [part for part in old if not part.startswith(flag)]
