@@ -128,7 +128,7 @@ class Checkpoints:
     whole = [s for s in steps if digests.exist(self._folder(s))]
     known = [(self.knn[s], s) for s in whole if s in self.knn]
     kept = whole[: self._keep] + [s for _, s in sorted(known)[-1:]]
-    kept.append(0)  # imported weights, from which `replay` may begin
+    kept.append(0)  # weights of elsewhere, from which `replay` may begin
     for step in steps:
       if step in kept or step > max(whole, default=-1):  # or being written
         continue

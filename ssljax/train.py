@@ -69,6 +69,8 @@ def train(config, workdir: str) -> dict:
       state = checkpoints.restore(run.abstract_state)
     else:
       state = first_state(run)
+      if run.config.init_from:  # the other run may go on, or be removed
+        checkpoints.save(0, state)
     step_fn = compile_step(run)
     log = log_lib.Log(
       run,

@@ -22,6 +22,7 @@ from ssljax import config as config_lib
 from ssljax import digests
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import replay
 from ssljax import run as run_lib
 from ssljax import train
 
@@ -127,9 +128,16 @@ def test_a_run_starts_from_another_with_an_optimizer_of_its_own(
     "--config.optimizer.learning_rate=0.0",
     "--config.mesh.data=1",
   ]
-  train.train(config_lib.load(config, flags), str(tmp_path / "run"))
+  run = config_lib.load(config, flags)
+  loss = train.train(run, str(tmp_path / "run"))["loss"]
   _, old = evaluate.restore(whole[0])
   _, new = evaluate.restore(str(tmp_path / "run"))
+  assert sorted(_steps(tmp_path / "run")) == ["0", "1"]
+  shutil.copytree(tmp_path / "run", tmp_path / "alone")
+  path = tmp_path / "alone" / "config.json"  # the other run is gone
+  path.write_text(path.read_text().replace(whole[0], "/nowhere"))
+  again = replay.replay(str(tmp_path / "alone"), 1)
+  assert (again["from"], again["loss"]) == (0, loss)
   jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
   wider = config_lib.load(config, [*flags, "--config.encoder.dim=64"])
   with pytest.raises(errors.UserError, match=r"is \(32,\) there and is \(64"):
