@@ -349,7 +349,9 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("name", ALIKE)
+@pytest.mark.parametrize(
+  "name", core_test.rare(ALIKE, "mocov2plus", "rotation")
+)
 def test_any_spread_gives_the_same_steps(name):
   make = lambda: ALIKE[name](toys.Layer())
   expected, _ = core_test.run(

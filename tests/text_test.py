@@ -241,7 +241,11 @@ def batch_of(step, rows=8):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-@pytest.mark.parametrize("way", ["jit8", "shard_map8", "accumulate4"])
+@pytest.mark.parametrize(
+  "way",
+  # The trainer's way; the other two show the same of these methods.
+  [pytest.param("jit8", marks=pytest.mark.slow), "shard_map8", "accumulate4"],
+)
 def test_rows_of_any_spread_give_the_same_steps(kind, way):
   mesh = jax.make_mesh(
     (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -348,7 +352,9 @@ def test_what_an_encoder_cannot_honour_is_refused(kind):
     run(TOKENS, layers=(2,))
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize(
+  "kind", ["bert", pytest.param("gpt", marks=pytest.mark.slow)]
+)
 def test_bfloat16_learns_with_float32_parameters(kind):
   module = encoder(kind, dtype=jnp.bfloat16, dropout=0.1)
   module_of = {"bert": bert_method, "gpt": gpt_method}[kind]
