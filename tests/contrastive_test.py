@@ -286,12 +286,12 @@ def test_supcon_is_simclr_where_every_label_is_another():
   z = jnp.float32(np.random.default_rng(0).normal(size=(12, 2, 8)))
   ntxent = losses.ntxent(z[:, 0], z[:, 1], temperature=0.2)
   options = dict(temperature=0.2, base_temperature=0.2)
-  supcon = jax.jit(lambda z, label: losses.supcon(z, label, **options))
-  own = supcon(z, jnp.arange(12))
-  unknown = supcon(z, jnp.full(12, -1))
+  loss = jax.jit(lambda z, label: losses.supcon(z, label, **options))
+  own = loss(z, jnp.arange(12))
+  unknown = loss(z, jnp.full(12, -1))
   np.testing.assert_allclose([own, unknown], ntxent, rtol=1e-6)
   half = jnp.where(jnp.arange(12) < 6, 0, -1)
-  assert abs(supcon(z, half) - ntxent) > 1e-3
+  assert abs(loss(z, half) - ntxent) > 1e-3
 
 
 def test_supcon_wants_labels():
