@@ -11,9 +11,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOTEBOOKS = sorted(glob.glob(os.path.join(ROOT, "colabs", "*.ipynb")))
 
 
-@pytest.mark.parametrize(
-  "path", NOTEBOOKS, ids=map(os.path.basename, NOTEBOOKS)
-)
+def of_notebooks():
+  """All; what the others call has tests of its own, so that they are slow."""
+  for path in NOTEBOOKS:
+    name = os.path.basename(path)
+    marks = [] if name == "quickstart.ipynb" else [pytest.mark.slow]
+    yield pytest.param(path, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("path", of_notebooks())
 def test_notebook_runs(path, monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   monkeypatch.setenv("XLA_FLAGS", os.environ["SSLJAX_TEST_LONGER"])

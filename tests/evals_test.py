@@ -208,7 +208,7 @@ def test_linear_holds_a_tenth_out():
 
 
 def test_linear_never_chooses_by_the_test_set_and_repeats(digits):
-  train_x, train_y, test_x, test_y = digits
+  train_x, train_y, test_x, test_y = (x[:400] for x in digits)
   sets = train_x, train_y, test_x, test_y
   a, b = (linear_probe.linear_probe(*sets, num_classes=10) for _ in range(2))
   assert a == b

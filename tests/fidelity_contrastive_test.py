@@ -111,23 +111,32 @@ def torch_params(name, case):
   return params
 
 
-def draw_as_stored(name, case, monkeypatch):
-  """What the reference drew, in the order in which the steps ask for it."""
+def step_as_stored(name, case, method, tx, monkeypatch):
+  """A step that is also given its number: it draws what the reference drew."""
+  waiting, take = [], lambda *_: waiting.pop(0)
+  drawn = np.zeros((3, 0))
   if name == "lejepa":
-    drawn = iter(case["directions"])
-    monkeypatch.setattr(
-      lejepa, "directions", lambda *_: jnp.float32(next(drawn))
-    )
+    monkeypatch.setattr(lejepa, "directions", take)
+    drawn = np.float32(case["directions"])[:, None]
   if name.startswith("wmse"):
-    drawn = iter(case["permutations"].reshape(-1, 32))
-    monkeypatch.setattr(jnp, "argsort", lambda _: jnp.asarray(next(drawn)))
+    monkeypatch.setattr(jnp, "argsort", take)
+    drawn = case["permutations"]
+  step = core.make_train_step(method, tx)
+
+  @jax.jit
+  def call(state, batch, drawn):
+    waiting.extend(drawn)  # in the order in which the step asks for it
+    out = step(state, batch, jax.random.key(0))
+    assert not waiting
+    return out
+
+  return lambda state, batch, i: call(state, batch, drawn[i])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_train_as_the_authors(name, monkeypatch):
   case = stored(name)
   method = METHODS[name](Encoder())
-  draw_as_stored(name, case, monkeypatch)
   if name.startswith("wmse"):
     options = dict(name="adam", learning_rate=3e-3, eps=1e-6)
   else:
@@ -148,10 +157,10 @@ def test_methods_train_as_the_authors(name, monkeypatch):
     queues = jnp.asarray(case["queue_start"].swapaxes(1, 2))
     method_state |= {"queues": queues, "teacher": teacher}
   state = core.TrainState(state.step, params, method_state, tx.init(params))
-  step = core.make_train_step(method, tx)
+  step = step_as_stored(name, case, method, tx, monkeypatch)
   history = []
-  for batch in batches:  # not jitted: what is drawn differs between steps
-    state, metrics = step(state, batch, jax.random.key(0))
+  for i, batch in enumerate(batches):
+    state, metrics = step(state, batch, i)
     history.append(metrics["loss"])
   assert_close(np.array(history), case["losses"])
   jax.tree.map(assert_close, state.params, torch_params(name, case["end"]))
@@ -190,6 +199,7 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_their_gradients_are_the_authors(name):
   case = stored(name)["features"]
-  value, grad = jax.value_and_grad(LOSSES[name])(jnp.asarray(case["z"]), case)
+  loss = lambda z: LOSSES[name](z, case)
+  value, grad = jax.jit(jax.value_and_grad(loss))(jnp.asarray(case["z"]))
   assert_close(value, case["loss"])
   assert_close(grad, case["grad"])

@@ -215,9 +215,9 @@ def test_multiblock_masks_are_distributed_as_ijepas(monkeypatch):
   sizes = iter([(5, 7), (13, 13)])
   monkeypatch.setattr(masks, "_block_size", lambda *unused: next(sizes))
   monkeypatch.setattr(masks, "block_areas", lambda *unused: (35, 169))
-  context, targets = masks.multiblock_masking(
-    jax.random.split(jax.random.key(0), 6000), jax.random.key(0), (14, 14)
-  )
+  draw = lambda keys, key: masks.multiblock_masking(keys, key, (14, 14))
+  key = jax.random.key(0)
+  context, targets = jax.jit(draw)(jax.random.split(key, 6000), key)
   # Five deviations of the mean of 6,000 draws, and of theirs.
   np.testing.assert_allclose(context.mean(axis=0), case["contexts"], atol=0.045)
   np.testing.assert_allclose(
@@ -231,8 +231,10 @@ def test_multiblock_masks_are_distributed_as_ijepas(monkeypatch):
 def test_block_masks_are_distributed_as_beits():
   case = shared.stored("masked")["blocks"]
   keys = jax.random.split(jax.random.key(0), 20_000)
-  drawn = masks.block_masking(keys, (14, 14), 120, min_block=16, max_block=196)
-  drawn = np.asarray(drawn).reshape(-1, 14, 14)
+  draw = lambda keys: masks.block_masking(
+    keys, (14, 14), 120, min_block=16, max_block=196
+  )
+  drawn = np.asarray(jax.jit(draw)(keys)).reshape(-1, 14, 14)
   assert (drawn.sum(axis=(1, 2)) == 120).all()
   # The authors give up on less than one place of a hundred.
   assert 118.5 < case["count"] <= 120
@@ -281,7 +283,7 @@ def test_aim_trains_as_the_authors_trunk(monkeypatch):
   state = train(method, case, aim_params(case["start"]))
   params = jax.tree.map(jnp.float32, aim_params(case["end"]))
   assert_trees_close(state.params, params)
-  out = method.embed(params, {}, {"views": case["views"][0]})
+  out = jax.jit(method.embed)(params, {}, {"views": case["views"][0]})
   assert_close(out["tokens"], case["features"])
   assert_close(out["pooled"], case["features"].mean(axis=1))
 

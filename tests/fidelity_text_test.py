@@ -164,7 +164,7 @@ def test_logits_are_transformers(model):
   if model != "bert":
     del batch["kinds"], batch["next"]
   params = draw_params(model, method, batch)
-  hidden = method.embed(params, {}, batch)["tokens"]
+  hidden = jax.jit(method.embed)(params, {}, batch)["tokens"]
   logits = hidden
   if model != "gpt":
     head = bert.Head(epsilon=1e-12 if model == "bert" else 1e-5, dtype="f")

@@ -35,7 +35,8 @@ def runs(tmp_path_factory):
 def small():
   decoder = gpt.make(variant="Mu", vocab=50, positions=32, dropout=0.0)
   prompt = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 5)))
-  params = decoder.init(jax.random.key(1), prompt, train=False)["params"]
+  init = jax.jit(lambda key: decoder.init(key, prompt, train=False)["params"])
+  params = init(jax.random.key(1))
   # Larger weights, so that the likeliest token is far from the next.
   return decoder, jax.tree.map(lambda x: 5 * x, params), prompt
 

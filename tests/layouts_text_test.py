@@ -136,7 +136,7 @@ def test_imported_weights_give_transformers_logits(model, scan):
   batch, name = drawn.text_batch(), MODELS[model]
   if name != "bert":
     del batch["kinds"], batch["next"]
-  x = hidden = method.embed(params, {}, batch)["tokens"]
+  x = hidden = jax.jit(method.embed)(params, {}, batch)["tokens"]
   if name != "gpt":
     head = bert.Head(epsilon=encoder.epsilon, dtype=jnp.float32)
     x = head.apply({"params": params["head"]}, hidden)

@@ -46,7 +46,8 @@ def test_ntxent_without_information_is_log_of_the_candidates():
 def test_ntxent_has_no_gradient_from_the_self_pair():
   """At small temperatures a subtracted offset leaves one; a mask does not."""
   z1, z2 = views(4)
-  grad = jax.grad(lambda z: losses.ntxent(z, z2, temperature=0.05))(z1)
+  loss = lambda z: losses.ntxent(z, z2, temperature=0.05)
+  grad = jax.jit(jax.grad(loss))(z1)
   eps = 1e-4
   for i, j in ((0, 0), (3, 7)):
     up, down = np.float64(z1), np.float64(z1)
@@ -61,9 +62,11 @@ def test_ntxent_has_no_gradient_from_the_self_pair():
 @pytest.mark.parametrize("blocks", [2, 8, 24])
 def test_ntxent_in_blocks_is_the_same(blocks):
   z1, z2 = views(12)
-  f = lambda blocks: jax.value_and_grad(
-    lambda z1, z2: losses.ntxent(z1, z2, temperature=0.2, blocks=blocks),
-    argnums=(0, 1),
+  f = lambda blocks: jax.jit(
+    jax.value_and_grad(
+      lambda z1, z2: losses.ntxent(z1, z2, temperature=0.2, blocks=blocks),
+      argnums=(0, 1),
+    )
   )(z1, z2)
   (plain, grads), (value, blocked) = f(1), f(blocks)
   np.testing.assert_allclose(value, plain, rtol=1e-6)
@@ -79,9 +82,8 @@ def test_ntxent_at_extremes():
     (jnp.full((4, 8), 1e4), jnp.full((4, 8), -1e4)),
     tuple(map(jnp.bfloat16, views(4))),
   ):
-    value, grad = jax.value_and_grad(
-      lambda z, z2=z2: losses.ntxent(z, z2, temperature=0.01)
-    )(z1)
+    loss = lambda z, z2=z2: losses.ntxent(z, z2, temperature=0.01)
+    value, grad = jax.jit(jax.value_and_grad(loss))(z1)
     assert value.dtype == jnp.float32
     assert np.isfinite(value) and np.isfinite(np.float32(grad)).all()
 
@@ -196,6 +198,12 @@ def test_cosine_of_constants():
 @pytest.mark.parametrize("name", [*REDUNDANCY, "cosine"])
 def test_losses_of_two_views_at_extremes(name):
   loss = losses.cosine if name == "cosine" else REDUNDANCY[name][0]
+
+  @jax.jit
+  def of_both(z1, z2):
+    terms, grad_of = jax.vjp(loss, z1, z2)
+    return terms, grad_of(jax.tree.map(jnp.ones_like, terms))
+
   for z1, z2 in (
     (jnp.zeros((4, 8)), jnp.zeros((4, 8))),
     (jnp.full((4, 8), 3.0), jnp.full((4, 8), -3.0)),
@@ -203,11 +211,10 @@ def test_losses_of_two_views_at_extremes(name):
     views(2),
     tuple(map(jnp.bfloat16, views(4))),
   ):
-    terms, grad_of = jax.vjp(loss, z1, z2)
+    terms, grads = of_both(z1, z2)
     terms = jax.tree.leaves(terms)
     assert all(t.dtype == jnp.float32 and np.isfinite(t).all() for t in terms)
-    ones = jax.tree.map(jnp.ones_like, loss(z1, z2))
-    for z, grad in zip((z1, z2), grad_of(ones)):
+    for z, grad in zip((z1, z2), grads):
       assert grad.dtype == z.dtype and np.isfinite(np.float32(grad)).all()
 
 

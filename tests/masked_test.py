@@ -102,10 +102,11 @@ def test_units_are_masked_whole_and_equally_often():
 def test_blocks_have_exact_counts_of_each_example():
   counts = jnp.arange(50)
   keys = jax.random.split(RNG, 50)
-  mask = masks.block_masking(keys, (7, 7), counts)
+  draw = jax.jit(lambda keys, n: masks.block_masking(keys, (7, 7), n))
+  mask = draw(keys, counts)
   np.testing.assert_array_equal(mask.sum(axis=1), counts)
   # What an example draws depends on its key alone.
-  some = masks.block_masking(keys[::7], (7, 7), counts[::7])
+  some = draw(keys[::7], counts[::7])
   np.testing.assert_array_equal(some, mask[::7])
 
 
@@ -118,10 +119,11 @@ def test_places_come_in_raster_order_and_are_cut():
 
 def test_ijepas_blocks_share_their_size_and_keep_enough():
   keys = jax.random.split(RNG, 64)
+  draw = jax.jit(
+    lambda key: masks.multiblock_masking(keys, key, (8, 8), min_keep=6)
+  )
   for seed in range(5):
-    context, targets = masks.multiblock_masking(
-      keys, jax.random.key(seed), (8, 8), min_keep=6
-    )
+    context, targets = draw(jax.random.key(seed))
     assert len(set(targets.sum(axis=2).reshape(-1).tolist())) == 1
     assert context.sum(axis=1).min() > 6
   with pytest.raises(errors.UserError, match="min_keep=20"):
@@ -131,9 +133,10 @@ def test_ijepas_blocks_share_their_size_and_keep_enough():
 def test_a_context_that_is_too_small_gives_targets_back():
   """Where four targets leave too little, fewer are taken out."""
   options = dict(target_area=(0.3, 0.3), target_aspect=(1.0, 1.0), min_keep=12)
-  context, targets = masks.multiblock_masking(
-    jax.random.split(RNG, 200), RNG, (7, 7), targets=4, **options
+  draw = lambda keys: masks.multiblock_masking(
+    keys, RNG, (7, 7), targets=4, **options
   )
+  context, targets = jax.jit(draw)(jax.random.split(RNG, 200))
   sizes = np.asarray(context.sum(axis=1))
   overlap = np.asarray((context[:, None] & targets).sum(axis=2))
   assert sizes.min() > 12
@@ -146,7 +149,7 @@ def test_a_context_that_is_too_small_gives_targets_back():
 def test_pictures_show_what_was_seen(make):
   method, batch = make(), batch_of(noise())
   params, state = jax.jit(method.init)(RNG, batch)
-  shown = method.show["reconstruction"](params, state, batch)
+  shown = jax.jit(method.show["reconstruction"])(params, state, batch)
   hidden = np.asarray(shown["masked"] == 0)
   assert 0 < hidden.mean() < 1
   for name in ("masked", "reconstruction + visible"):
@@ -158,8 +161,10 @@ def test_pictures_show_what_was_seen(make):
 def test_simmim_sees_nothing_of_what_is_masked():
   method, batch = make_simmim(), batch_of(noise())
   params, state = jax.jit(method.init)(RNG, batch)
-  show = lambda views: method.show["reconstruction"](
-    params, state, batch | {"views": views}
+  show = jax.jit(
+    lambda views: method.show["reconstruction"](
+      params, state, batch | {"views": views}
+    )
   )
   shown = show(batch["views"])
   hidden = (shown["masked"] == 0)[:, None]
@@ -177,6 +182,7 @@ def test_data2vecs_teacher_sees_what_is_hidden(monkeypatch):
   mask = jnp.arange(16) < jnp.full((4, 1), 9)
   monkeypatch.setattr(masks, "block_masking", lambda *a, **options: mask)
 
+  @jax.jit
   def features(views):
     out, _ = method.forward(
       params, state, batch | {"views": views}, step=0, train=False
@@ -200,7 +206,7 @@ def test_data2vecs_targets_carry_no_gradient():
     )
     return out["mean"].sum() + out["sum"].sum()
 
-  grads = jax.grad(mean)(state["teacher"])
+  grads = jax.jit(jax.grad(mean))(state["teacher"])
   assert not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
@@ -230,20 +236,22 @@ def test_ijepa_predicts_from_the_context_alone(part, monkeypatch):
   )
   method, batch = make_ijepa(max_context=1.0), batch_of(noise())
   params, state = jax.jit(method.init)(RNG, batch)
-  context, _ = masks.multiblock_masking(
-    ops.view_keys(batch["key"], 2).reshape(-1, 2)[:, 0],
+  draw = lambda keys: masks.multiblock_masking(
+    ops.view_keys(keys, 2).reshape(-1, 2)[:, 0],
     jax.random.fold_in(jax.random.key(0), 5),
     (4, 4),
     min_keep=0,
   )
+  context, _ = jax.jit(draw)(batch["key"])
   pixels = ops.unpatchify(jnp.repeat(context[..., None], 4, axis=2), 2, (8, 8))
 
-  def sums(views):
-    out, _ = method.forward(
+  @jax.jit
+  def forward(views):
+    return method.forward(
       params, state, batch | {"views": views}, step=5, train=False
-    )
-    return np.asarray(out["sum"])
+    )[0]
 
+  sums = lambda views: np.asarray(forward(views)["sum"])
   before, x = sums(batch["views"]), batch["views"]
   outside = sums(jnp.where(pixels[:, None], x, x[..., ::-1, :] + 1))
   assert (np.abs(outside - before).max() < 1e-4) == (part == "prediction")
@@ -280,7 +288,8 @@ def test_aims_prefix_is_uniform_and_its_attention_is_causal_behind_it():
   batch = batch_of(noise(1))
   params, state = jax.jit(method.init)(RNG, batch)
   many = batch_of(np.repeat(noise(1), 400, axis=0))
-  out, _ = method.forward(params, state, many, step=0, train=False)
+  forward = toys.compiled(method).forward
+  out, _ = forward(params, state, many, step=0, train=False)
   counts = np.bincount(out["count"], minlength=16)
   assert counts[0] == 0 and counts[16:].sum() == 0
   assert (counts[1:16] > 8).all()  # 27 each, give or take 5
@@ -292,7 +301,8 @@ def test_cpcs_context_knows_no_row_below():
   network = predictors.Rows(dim=8, depth=4)
   z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 4, 6)))
   params = network.init(RNG, z)
-  jacobian = jax.jacobian(lambda z: network.apply(params, z)[0])(z)
+  run = lambda z: network.apply(params, z)[0]
+  jacobian = jax.jit(jax.jacobian(run))(z)
   seen = np.abs(jacobian[:, :, :, 0]).sum(axis=(1, 2, 4, 5))  # [row row]
   np.testing.assert_array_equal(seen > 0, np.tril(np.ones((5, 5), bool)))
 
@@ -332,12 +342,12 @@ def test_layer_norm_keeps_images_apart():
 def test_relative_positions_tell_patches_apart_and_want_their_grid():
   encoder = small_vit(pos="relative", pool="mean", class_token=True)
   x = jnp.asarray(noise(1)[:, 0], jnp.float32)
-  variables = encoder.init(RNG, x, train=False)
+  variables = jax.jit(lambda x: encoder.init(RNG, x, train=False))(x)
   table = variables["params"]["relative"]["table"]
   assert table.shape == (7 * 7 + 3, 2)
   # The patches in another order; without positions they are a set.
   turned = x.reshape(1, 4, 2, 4, 2, 1)[:, ::-1, :, ::-1].reshape(x.shape)
-  apply = lambda v, x: encoder.apply(v, x, train=False)["pooled"]
+  apply = jax.jit(lambda v, x: encoder.apply(v, x, train=False)["pooled"])
   np.testing.assert_allclose(
     apply(variables, turned), apply(variables, x), atol=1e-5
   )
@@ -362,7 +372,7 @@ def test_relative_positions_tell_patches_apart_and_want_their_grid():
 )
 def test_wrong_options_are_told(make, options, message):
   with pytest.raises(errors.UserError, match=message):
-    shared.train(make(**options), 1)
+    shared.trace(make(**options))
 
 
 def test_encoders_that_do_not_fit_are_told():

@@ -41,12 +41,18 @@ def train(method, steps, tx=None):
   return states, metrics
 
 
+def trace(method):
+  return toys.trace(
+    method, optax.sgd(0.1), RNG, batch_of(0), augment=toys.augment
+  )
+
+
 def assert_trees_close(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
 
 
 def test_moco_enqueues_keys_after_the_logits_and_moves_the_teacher():
-  method = moco.make(toys.encoder(), queue_size=32, out_dim=8, ema=0.9)
+  method = moco.make(toys.Layer(), queue_size=32, out_dim=8, ema=0.9)
   states, metrics = train(method, 3)
   first = states[0].method_state
   np.testing.assert_allclose(
@@ -74,7 +80,7 @@ def test_mocos_heads_start_as_torchs():
     ),
   )
   for make in makes:
-    method = make(toys.encoder())
+    method = make(toys.Layer())
     batch = toys.augment(batch_of(0) | {"key": jax.random.split(RNG, 16)})
     params, _ = jax.jit(method.init)(RNG, batch)
     for head in set(params) - {"encoder"}:
@@ -95,8 +101,10 @@ def test_moco_shuffles_statistics():
   }
 
   def features(groups):
-    method = moco.make(encoder, queue_size=32, out_dim=8, bn_groups=groups)
-    params, state = jax.jit(method.init)(RNG, batch)
+    method = toys.compiled(
+      moco.make(encoder, queue_size=32, out_dim=8, bn_groups=groups)
+    )
+    params, state = method.init(RNG, batch)
     return method.forward(params, state, batch, step=0, train=True)[0]
 
   one, four = features(1), features(4)
@@ -107,7 +115,7 @@ def test_moco_shuffles_statistics():
 
 def test_mocov3_teacher_has_no_predictor_and_follows_the_schedule():
   method = mocov3.make(
-    toys.encoder(), total_steps=4, out_dim=8, hidden_dim=16, ema=0.5
+    toys.Layer(), total_steps=4, out_dim=8, hidden_dim=16, ema=0.5
   )
   states, _ = train(method, 4)
   for i, (before, after) in enumerate(zip(states, states[1:])):
@@ -155,20 +163,22 @@ def test_byols_target_starts_apart_and_moves_by_ema_alone():
 
 
 def test_simsiams_targets_carry_no_gradient():
-  method = simsiam.make(toys.Layer(), out_dim=16, predictor_dim=8)
+  method = toys.compiled(
+    simsiam.make(toys.Layer(), out_dim=16, predictor_dim=8)
+  )
   views = np.random.default_rng(0).normal(size=(8, 2, 8, 8, 1))
   batch = {
     "views": views.astype(np.float32),
     "key": jax.random.split(RNG, 8),
   }
-  params, state = jax.jit(method.init)(RNG, batch)
+  params, state = method.init(RNG, batch)
 
   def of(params, part):
     out, _ = method.forward(params, state, batch, step=0, train=True)
     return sum(jnp.sum(out[f"{part}{i}"] ** 3) for i in (1, 2))
 
   for part, carries in (("target", False), ("prediction", True)):
-    grads = jax.grad(of)(params, part)
+    grads = jax.jit(jax.grad(of), static_argnums=1)(params, part)
     for name in ("encoder", "projector"):
       leaves = jax.tree.leaves(grads[name])
       assert any(np.any(g) for g in leaves) == carries, (part, name)
@@ -191,7 +201,8 @@ def test_mae_sees_nothing_of_what_is_masked():
     "key": jax.random.split(RNG, 4),
   }
   params, state = jax.jit(method.init)(RNG, batch)
-  shown = method.show["reconstruction"](params, state, batch)
+  show = jax.jit(method.show["reconstruction"])
+  shown = show(params, state, batch)
   hidden = np.asarray(shown["masked"] == 0) & np.asarray(shown["input"] != 0)
   np.testing.assert_allclose(hidden.mean(), 0.75)
   seen = ~hidden
@@ -203,9 +214,7 @@ def test_mae_sees_nothing_of_what_is_masked():
   patches = ops.patchify(batch["views"][:, 0], 2)
   other = ops.unpatchify(patches[..., ::-1], 2, (8, 8))
   other = jnp.where(hidden, other, batch["views"][:, 0])
-  again = method.show["reconstruction"](
-    params, state, batch | {"views": other[:, None]}
-  )
+  again = show(params, state, batch | {"views": other[:, None]})
   np.testing.assert_allclose(
     again["reconstruction"], shown["reconstruction"], atol=1e-5
   )
@@ -215,4 +224,4 @@ def test_mae_sees_nothing_of_what_is_masked():
 def test_mae_masks_some_and_keeps_some(ratio):
   method = mae.make(toys.encoder(), mask_ratio=ratio, decoder_heads=2)
   with pytest.raises(errors.UserError, match="keeps some and removes some"):
-    train(method, 1)
+    trace(method)

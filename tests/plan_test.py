@@ -29,6 +29,22 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 QUICK = os.path.join(ROOT, "configs", "mae_vit_fashion_mnist.py:quick")
 
 
+_COMPILED, _compile_step = {}, plan_lib.compile_step
+
+
+@pytest.fixture(autouse=True)
+def each_program_once(monkeypatch):
+  """A chip's figures change no program: one of a config and its devices."""
+
+  def compile_step(run, chip):
+    key = repr(config_lib.to_dict(run.config)), run.mesh.devices.shape
+    if key not in _COMPILED:
+      _COMPILED[key] = _compile_step(run, chip)
+    return _COMPILED[key]
+
+  monkeypatch.setattr(plan_lib, "compile_step", compile_step)
+
+
 def forward_flops(encoder, size):
   x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   init = lambda x: encoder.init(jax.random.key(0), x, train=False)

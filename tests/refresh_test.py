@@ -55,7 +55,10 @@ def load(name, folder):
   return config_lib.load(str(path), ["--config.mesh.data=1", *flags])
 
 
-@pytest.mark.parametrize("name", ["deepcluster", "deepcluster_v2"])
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param("deepcluster", marks=pytest.mark.slow), "deepcluster_v2"],
+)
 def test_resumed_at_and_off_an_epochs_edge_is_the_same_to_the_bit(
   name, tmp_path
 ):

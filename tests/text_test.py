@@ -1,5 +1,7 @@
 """Encoders of tokens and their methods: masks, packing, caches, blocks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +31,10 @@ def encoder(kind, **options):
   )
 
 
-def init(module, tokens=TOKENS):
-  return module.init(jax.random.key(0), tokens, train=False)
+@functools.cache
+def init(module):
+  call = jax.jit(functools.partial(module.init, train=False))
+  return call(jax.random.key(0), TOKENS)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -38,14 +42,15 @@ def test_padding_changes_nothing(kind):
   module = encoder(kind)
   variables = init(module)
   mask = np.arange(12) < np.array([12, 9, 3])[:, None]
-  run = lambda tokens: module.apply(
-    variables, tokens, train=False, attention_mask=masks.attention_mask(mask)
+  apply = jax.jit(functools.partial(module.apply, train=False))
+  run = lambda tokens: apply(
+    variables, tokens, attention_mask=masks.attention_mask(mask)
   )["tokens"]
   other = np.where(mask, TOKENS, 5)
   assert not np.array_equal(TOKENS, other)
   a, b = run(TOKENS), run(other)
   np.testing.assert_array_equal(a[mask], b[mask])
-  alone = module.apply(variables, TOKENS[1:2, :9], train=False)["tokens"]
+  alone = apply(variables, TOKENS[1:2, :9])["tokens"]
   np.testing.assert_allclose(a[1, :9], alone[0], atol=1e-5)
 
 
@@ -54,10 +59,10 @@ def test_packed_documents_do_not_meet(kind):
   module = encoder(kind)
   variables = init(module)
   segment = np.array([[0] * 5 + [1] * 7] * 3)
-  run = lambda tokens, segment: module.apply(
+  apply = jax.jit(functools.partial(module.apply, train=False))
+  run = lambda tokens, segment: apply(
     variables,
     tokens,
-    train=False,
     attention_mask=masks.attention_mask(segment=segment),
   )["tokens"]
   other = np.where(segment == 0, (TOKENS + 1) % drawn.VOCAB, TOKENS)
@@ -69,7 +74,8 @@ def test_packed_documents_do_not_meet(kind):
 def test_gpt_looks_back_only():
   module = encoder("gpt")
   variables = init(module)
-  run = lambda tokens: module.apply(variables, tokens, train=False)["tokens"]
+  apply = jax.jit(functools.partial(module.apply, train=False))
+  run = lambda tokens: apply(variables, tokens)["tokens"]
   other = TOKENS.copy()
   other[:, 7] += 1
   a, b = run(TOKENS), run(other)
@@ -81,10 +87,11 @@ def test_gpt_looks_back_only():
 def test_the_cache_gives_the_same_tokens(scan):
   module = encoder("gpt", scan=scan)
   variables = init(module)
-  whole = module.apply(variables, TOKENS, train=False)["tokens"]
+  apply = jax.jit(functools.partial(module.apply, train=False))
+  whole = apply(variables, TOKENS)["tokens"]
   cache, parts = module.init_cache(3, 16), []
   for piece in (TOKENS[:, :4], TOKENS[:, 4:5], TOKENS[:, 5:]):
-    out = module.apply(variables, piece, train=False, cache=cache)
+    out = apply(variables, piece, cache=cache)
     cache = out["cache"]
     parts.append(out["tokens"])
   assert int(cache["place"]) == 12
@@ -102,11 +109,14 @@ def test_scan_and_remat_change_nothing(kind):
   }
   scanned = encoder(kind, scan=True, remat="full")
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  assert shapes(init(scanned)) == shapes(stacked)
+  start = functools.partial(scanned.init, train=False)
+  start = jax.eval_shape(start, jax.random.key(0), TOKENS)
+  assert shapes(start) == shapes(stacked)
   key = jax.random.split(jax.random.key(1), 3)
 
   def run(module, variables):
-    out = module.apply(variables, TOKENS, train=True, key=key, layers=(0, 1))
+    apply = functools.partial(module.apply, train=True, layers=(0, 1))
+    out = jax.jit(apply)(variables, TOKENS, key=key)
     return out["tokens"], out["layers"]
 
   a, b = run(plain, variables), run(scanned, stacked)
@@ -118,7 +128,8 @@ def test_dropout_is_by_example(kind):
   module = encoder(kind, dropout=0.5)
   variables = init(module)
   key = jax.random.split(jax.random.key(1), 3)
-  run = lambda tokens, key, train=True: module.apply(
+  apply = jax.jit(module.apply, static_argnames="train")
+  run = lambda tokens, key, train=True: apply(
     variables, tokens, train=train, key=key
   )["tokens"]
   a = run(TOKENS, key)
@@ -162,7 +173,9 @@ def test_blocks_of_the_vocabulary_change_nothing(block, shape):
     z = jnp.square(jax.nn.logsumexp(logits, axis=-1))
     return (nats + 1e-2 * z).sum(), logits.argmax(axis=-1) == targets
 
-  both = lambda f, *a: jax.value_and_grad(f, (0, 1, 2), has_aux=True)(*a)
+  both = lambda f, *a: jax.jit(
+    jax.value_and_grad(f, (0, 1, 2), has_aux=True)
+  )(*a)
   (a, right), grads = both(lambda *x: loss(*x, block), hidden, table, bias)
   (b, expected), plain_grads = both(plain, hidden, table, bias)
   np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -241,7 +254,11 @@ def batch_of(step, rows=8):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-@pytest.mark.parametrize("way", ["jit8", "shard_map8", "accumulate4"])
+@pytest.mark.parametrize(
+  "way",
+  # The trainer's way; the other two show the same of these methods.
+  [pytest.param("jit8", marks=pytest.mark.slow), "shard_map8", "accumulate4"],
+)
 def test_rows_of_any_spread_give_the_same_steps(kind, way):
   mesh = jax.make_mesh(
     (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -252,9 +269,11 @@ def test_rows_of_any_spread_give_the_same_steps(kind, way):
   )
   rng, tx = jax.random.key(0), optax.sgd(0.1)
 
+  method = make(kind)
+  start = toys.init_state(method, tx, rng, batch_of(0))
+
   def run(wrap, **options):
-    method = make(kind)
-    state = toys.init_state(method, tx, rng, batch_of(0))
+    state = start
     step = jax.jit(wrap(core.make_train_step(method, tx, **options)))
     losses = []
     for i in range(3):
@@ -300,15 +319,15 @@ def test_nothing_hidden_is_a_loss_of_zero():
     features, _ = method.forward(params, {}, batch, step=0, train=False)
     return method.objective(params, {}, features, step=0)[0]
 
-  loss, grads = jax.value_and_grad(loss_fn)(params)
+  loss, grads = jax.jit(jax.value_and_grad(loss_fn))(params)
   assert float(loss) == 0
   assert all(not np.any(g) for g in jax.tree.leaves(grads))
 
 
 def test_embed_leaves_padding_out():
   for kind in ("bert", "gpt"):
-    method, batch = make(kind), drawn.text_batch()
-    params, _ = jax.jit(method.init)(jax.random.key(0), batch)
+    method, batch = toys.compiled(make(kind)), drawn.text_batch()
+    params, _ = method.init(jax.random.key(0), batch)
     a = method.embed(params, {}, batch)["pooled"]
     batch["tokens"] = np.where(batch["mask"], batch["tokens"], 5)
     np.testing.assert_allclose(
@@ -348,12 +367,15 @@ def test_what_an_encoder_cannot_honour_is_refused(kind):
     run(TOKENS, layers=(2,))
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize(
+  "kind", ["bert", pytest.param("gpt", marks=pytest.mark.slow)]
+)
 def test_bfloat16_learns_with_float32_parameters(kind):
   module = encoder(kind, dtype=jnp.bfloat16, dropout=0.1)
   module_of = {"bert": bert_method, "gpt": gpt_method}[kind]
   method, tx = module_of.make(module), optax.adam(1e-2)
-  state = toys.init_state(method, tx, jax.random.key(0), batch_of(0))
+  start = toys.init_state(method, tx, jax.random.key(0), batch_of(0))
+  state = start
   dtypes = {str(x.dtype) for x in jax.tree.leaves(state.params)}
   assert dtypes == {"float32"}
   step = jax.jit(core.make_train_step(method, tx))
@@ -364,7 +386,6 @@ def test_bfloat16_learns_with_float32_parameters(kind):
     assert np.isfinite(metrics["grad_norm"])
   assert losses[-1] < 0.9 * losses[0]
   plain = module_of.make(encoder(kind, dropout=0.1))
-  start = toys.init_state(plain, tx, jax.random.key(0), batch_of(0))
   _, exact = jax.jit(core.make_train_step(plain, tx))(
     start, batch_of(0), jax.random.key(1)
   )

@@ -191,13 +191,14 @@ def test_masks_are_of_the_epoch_and_the_example():
   view, view_for_eval = text_views.pair("mlm", source, seed=3)
   batch = source.read(np.array([4, 9, 4]))
   assert view_for_eval(batch) is batch
+  view = jax.jit(view)
   batch["epoch"] = np.array([0, 0, 1], np.int32)
   out = view(batch)
   other = view({k: v[[1, 0]] for k, v in batch.items()})
   np.testing.assert_array_equal(out["places"][:2], other["places"][::-1])
   assert (out["places"][0] != out["places"][2]).any()
   static, _ = text_views.pair("mlm", source, seed=3, copies=1)
-  same = static(batch)["places"]
+  same = jax.jit(static)(batch)["places"]
   np.testing.assert_array_equal(same[0], same[2])
   back = np.array(out["tokens"])
   for row in range(3):
@@ -219,7 +220,8 @@ def test_words_of_two_documents_are_two():
   ends = source.tokenizer.start, source.tokenizer.end
   row = np.array([[ends[0], token, ends[1], ends[0], token, ends[1]]], np.int32)
   index = np.arange(40, dtype=np.int32)
-  out = view({"tokens": np.repeat(row, 40, axis=0), "index": index})
+  batch = {"tokens": np.repeat(row, 40, axis=0), "index": index}
+  out = jax.jit(view)(batch)
   hidden = np.asarray(out["weights"]).sum(axis=1)
   assert (hidden == 1).all()
 
@@ -229,7 +231,8 @@ def test_whole_words_are_hidden_together():
     "descriptions", split="train", **(OPTIONS | {"length": 48})
   )
   view, _ = text_views.pair("mlm", source, whole_word=True, rate=0.3)
-  out = jax.tree.map(np.asarray, view(source.read(np.arange(30))))
+  out = jax.jit(view)(source.read(np.arange(30)))
+  out = jax.tree.map(np.asarray, out)
   hidden = np.zeros(out["tokens"].shape, bool)
   for row, (places, weights) in enumerate(zip(out["places"], out["weights"])):
     hidden[row, places[weights > 0]] = True

@@ -37,6 +37,24 @@ def init_state(method, tx, rng, batch, **options):
   return jax.jit(init)(rng, batch)
 
 
+def compiled(method):
+  """Each of its functions as one program, for tests that call them alone."""
+  return method._replace(
+    init=jax.jit(method.init),
+    forward=jax.jit(method.forward, static_argnames="train"),
+    objective=jax.jit(method.objective),
+    embed=jax.jit(method.embed),
+  )
+
+
+def trace(method, tx, rng, batch, **options):
+  """A step's shapes alone: what is refused is refused while it is traced."""
+  init = functools.partial(core.init_state, method, tx, **options)
+  state = jax.eval_shape(init, rng, batch)
+  step = core.make_train_step(method, tx, **options)
+  return jax.eval_shape(step, state, batch, rng)
+
+
 def augment(batch):
   """Two noisy views of [b h w c] uint8, drawn from each example's key."""
   image = batch["image"].astype(jnp.float32) / 255
