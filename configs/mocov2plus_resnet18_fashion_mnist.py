@@ -3,8 +3,10 @@
   ssljax train --config=configs/mocov2plus_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Views, temperature, rate, queue and momentum are those of MoCo's config; the
-loss is symmetric, as in lightly's benchmarks. Not yet reproduced.
+Views, temperature, rate, queue and momentum are those of MoCo's config, which
+has 0.8245 and 0.8458 in as many steps; the loss is symmetric, as in lightly's
+benchmarks, and a step takes twice the time. One core of a CPU, 1,170 steps, one
+seed: kNN 0.8195, linear 0.8539.
 """
 
 from ssljax import config as config_lib
