@@ -9,7 +9,7 @@ import pytest
 # Tests compile much and compute little.
 _old = importlib.metadata.version("jaxlib").startswith("0.10.")
 # The first takes two fifths off compiling, and is gone from later versions; the
-# second a fifth of the rest: programs are not cut up for idle cores.
+# second a seventh of the rest: programs are not cut up for idle cores.
 _quick = (
   "--xla_cpu_use_fusion_emitters=false "
   "--xla_cpu_parallel_codegen_split_count=1"

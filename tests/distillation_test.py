@@ -137,6 +137,7 @@ def toys_views(batch):
   return {"views": views, "key": batch["key"]}
 
 
+@pytest.mark.slow  # DINO's config of a ResNet has such crops, too
 def test_a_resnet_learns_from_crops_of_two_sizes():
   encoder = resnet.make(variant="10", width=4, stem="cifar")
   states, metrics = train(make_dino(encoder, head_norm=True), 2)
