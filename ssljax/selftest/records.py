@@ -8,12 +8,18 @@ import cv2
 from sklearn import datasets
 
 from ssljax.data import prepare
+from ssljax.data import texts
 
 _BAD, _IMAGES = 3, 200
 
 
 def badrecord(trial, **unused):
-  """Corrupt images in a folder, and corrupt records in ArrayRecord."""
+  """Corrupt images in a folder, and corrupt records in ArrayRecord.
+
+  Of a config of text: documents that are not UTF-8, and lines that are no JSON.
+  """
+  if trial.modality == "text":
+    return _of_texts(trial)
   folder, names = _folder(trial)
   flags = [
     *("--config.data.size=8,8", "--config.data.channels=1"),
@@ -30,6 +36,41 @@ def badrecord(trial, **unused):
   return {"bad": _BAD, "images": _IMAGES}
 
 
+def _of_texts(trial):
+  folder = trial.workdir("texts")
+  os.makedirs(folder)
+  documents = texts.make(
+    "descriptions", split="train", tokenizer="gpt", vocab=300, length=16
+  ).texts
+  bad = set(trial.rng.sample(range(len(documents)), _BAD))
+  for i, text in enumerate(documents):
+    with open(os.path.join(folder, f"{i:03}.txt"), "wb") as f:
+      f.write(b"\xff" * (i in bad) + text.encode())
+  flags = [
+    *(f"--config.data.name=folder:{folder}", "--config.data.split=all"),
+    *("--config.eval.train_split=", "--config.eval.last=false"),
+    *("--config.steps=20", "--config.monitor.every_steps=0"),
+  ]
+  first = trial.run("folder", *flags)
+  told = f"{_BAD} documents are not UTF-8" in first.stderr
+  trial.expect("folder: trains on, and says how many", told)
+  trial.run("folder_again", *flags)
+  same = trial.batches("folder") == trial.batches("folder_again")
+  trial.expect("folder: the batches are the same again", same)
+  with open(os.path.join(folder, "more.jsonl"), "w") as f:
+    f.write('{"text": "a line that is whole"}\n{"text": "one that')
+  ended = trial.end(trial.start("lines", *flags), "lines")
+  trial.expect("lines: a broken one ends it with 2", ended.status == 2)
+  _expect_line(trial, "lines", ended, "more.jsonl:2")
+  return {"bad": _BAD, "documents": len(documents)}
+
+
+def _expect_line(trial, what, ended, words):
+  line = [s for s in ended.stderr.splitlines() if s.startswith("ssljax: ")]
+  ok = len(line) == 1 and words in line[0]
+  trial.expect(f"{what}: in one line", ok, [s[:80] for s in line])
+
+
 def _expect(trial, what, flags, names):
   allowed = "--config.data.max_corrupt=5000"
   first = trial.run(what, *flags, allowed)
@@ -41,9 +82,7 @@ def _expect(trial, what, flags, names):
   started = trial.start(f"{what}_more", *flags, "--config.data.max_corrupt=1")
   ended = trial.end(started, f"{what}_more")
   trial.expect(f"{what}: more than allowed end it with 2", ended.status == 2)
-  line = [s for s in ended.stderr.splitlines() if s.startswith("ssljax: ")]
-  ok = len(line) == 1 and "max_corrupt=1" in line[0]
-  trial.expect(f"{what}: in one line", ok, [s[:80] for s in line])
+  _expect_line(trial, what, ended, "max_corrupt=1")
 
 
 def _folder(trial):

@@ -32,6 +32,7 @@ class Trial:
 
   Attributes:
     folder: of the workdirs.
+    modality: of the config's data.
     slow: flags for a hundredth of the learning rate, where runs that round
       otherwise are compared. A ReLU whose input is zero but for rounding turns,
       which changes a small network's gradient by a thousandth; at the rate of
@@ -42,7 +43,9 @@ class Trial:
 
   def __init__(self, config: str, folder: str, overrides, seed: int):
     self.folder = folder
-    rate = config_lib.load(config, overrides).optimizer.learning_rate
+    loaded = config_lib.load(config, overrides)
+    self.modality = loaded.data.modality
+    rate = loaded.optimizer.learning_rate
     self.slow = (f"--config.optimizer.learning_rate={rate / 100}",)
     self.rng = random.Random(seed)
     self.failures = []
