@@ -137,7 +137,7 @@ def get(name: str, encoder) -> Layout:
   for key, lacks in (
     ("pos", have("pos") == "relative"),
     ("embed_norm", have("embed_norm")),
-    ("gelu", not isinstance(encoder, gpt.GPT) and have("gelu") == "tanh"),
+    ("gelu", have("gelu") == "tanh"),
     ("bias", isinstance(encoder, vit.ViT) and not encoder.bias),
     ("norm", isinstance(encoder, resnet.ResNet) and encoder.norm != "batch"),
   ):

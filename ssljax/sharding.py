@@ -79,8 +79,8 @@ def by_first(function: Callable):
     except (errors.UserError, errors.SafeStop) as e:
       told = e
   kinds = (None, errors.UserError, errors.SafeStop)
-  kind = kinds.index(None if told is None else type(told))
-  kind = kinds[int(multihost_utils.broadcast_one_to_all(np.int32(kind)))]
+  which = 1 + isinstance(told, errors.SafeStop) if told else 0
+  kind = kinds[int(multihost_utils.broadcast_one_to_all(np.int32(which)))]
   if told is not None:
     raise told
   if kind is not None:

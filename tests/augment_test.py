@@ -200,3 +200,17 @@ def test_unknown_presets_and_keys_are_named():
     augment.make("simclrr", size=(8, 8))
   with pytest.raises(errors.UserError, match="did you mean 'blur_p'"):
     augment.make("simclr", size=(8, 8), blurp=1.0)
+
+
+def test_statistics_may_be_of_as_many_channels_as_there_are():
+  five = tuple(i / 10 for i in range(1, 6))
+  make = functools.partial(augment.make, "none", size=(12, 12))
+  batch = batch_of(2, 5)
+  plain = make(mean=(0.0,), std=(1.0,))(batch)["views"]
+  got = make(mean=five, std=five[::-1])(batch)["views"]
+  np.testing.assert_allclose(
+    got, (plain - np.array(five)) / np.array(five[::-1]), atol=1e-5
+  )
+  for wrong in (0.5, ()):
+    with pytest.raises(errors.UserError, match="give a list of numbers"):
+      make(mean=wrong)

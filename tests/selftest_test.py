@@ -69,9 +69,21 @@ def test_a_loss_that_crosses_zero_is_compared_with_the_largest():
 def test_there_is_nothing_to_compare_on_one_device(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(jax, "device_count", lambda: 1)
-  for name in ("devices", "elastic"):
-    with pytest.raises(errors.UserError, match="JAX_PLATFORMS=cpu"):
-      selftest.selftest(name, config=CONFIG)
+  with pytest.raises(errors.UserError, match="JAX_PLATFORMS=cpu"):
+    selftest.selftest("devices", config=CONFIG)
+
+
+def test_simulated_devices_are_of_a_cpu(monkeypatch, tmp_path):
+  started = []
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  monkeypatch.setattr(
+    trial.subprocess, "Popen", lambda *args, env, **kw: started.append(env)
+  )
+  both = trial.Trial(CONFIG, str(tmp_path), [], seed=0)
+  both.start("one")
+  both.start("eight", devices=8)
+  assert [env["JAX_PLATFORMS"] for env in started] == ["cuda", "cpu"]
+  assert "device_count=8" in started[1]["XLA_FLAGS"]
 
 
 def test_a_single_checkpoint_is_too_few_to_damage():

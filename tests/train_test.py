@@ -462,7 +462,7 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
     (["--config.encoder.regsters=1"], "vit has no .* mean 'registers'"),
     (["--config.augment.blur_q=1"], "has no .* mean 'blur_p'"),
     (["--config.augment.jitter=0.4"], "jitter=0.4: give 4 numbers"),
-    (["--config.augment.mean=0.5"], "mean=0.5: give 1 or 3 numbers"),
+    (["--config.augment.mean=0.5"], "mean=0.5: give a list of numbers"),
     (["--config.augment.local_views=2.5"], "local_views=2.5: give a whole"),
     (["--config.augment.blur_kernel=33"], "blur_kernel=33.* smaller"),
     (["--config.optimizer.mass=1"], "adamw.* 'mass'"),

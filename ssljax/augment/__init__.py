@@ -102,13 +102,13 @@ def _check(options, size):
         f"config.augment.{key}={value} is not of {views} views: give as many "
         "numbers, or one for all"
       )
-  for key, n in (("jitter", (4,)), ("mean", (1, 3)), ("std", (1, 3))):
+  for key, many in (("jitter", 4), ("mean", None), ("std", None)):
     value = options.get(key)
-    ok = isinstance(value, tuple | list) and len(value) in n
-    if value is not None and not ok:
-      many = " or ".join(map(str, n))
+    ok = isinstance(value, tuple | list) and len(value) == (many or len(value))
+    if value is not None and not (ok and len(value)):
       raise errors.UserError(
-        f"config.augment.{key}={value}: give {many} numbers, as '(A, ...)'"
+        f"config.augment.{key}={value}: give {many or 'a list of'} numbers, as "
+        "'(A, ...)'"
       )
   for key in ("views", "local_views"):
     if not isinstance(options.get(key, 1), int):
