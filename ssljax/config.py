@@ -46,7 +46,7 @@ def base(modality: str = "image") -> config_dict.ConfigDict:
       log_every=10,  # steps
       # Examples are cut over data x fsdp devices, -1 being all there are; the
       # state is cut over fsdp, but what the regular expression `whole` finds.
-      mesh=dict(data=-1, fsdp=1, whole="queue|center"),
+      mesh=dict(data=-1, fsdp=1, whole="queue|cent(er|re)"),
       init_from=config_dict.placeholder(str),  # the workdir of another run
       data=dict(
         modality=modality,

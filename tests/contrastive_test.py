@@ -18,6 +18,7 @@ from ssljax import ops
 from ssljax import optim
 from ssljax import run as run_lib
 from ssljax.data import sources
+from ssljax.methods import deepcluster
 from ssljax.methods import lejepa
 from ssljax.methods import mocov2plus
 from ssljax.methods import nnclr
@@ -350,6 +351,9 @@ def test_rotation_sees_four_turns_and_learns_them():
 
 
 ALIKE = {
+  "deepcluster": lambda e: deepcluster.make(
+    e, num_examples=core_test.BATCH, num_clusters=4, pca_dim=4
+  ),
   "supcon": lambda e: supcon.make(e, out_dim=8),
   "supervised": lambda e: supervised.make(e, num_classes=5),
   "rotation": rotation.make,
@@ -360,7 +364,7 @@ ALIKE = {
 
 
 @pytest.mark.parametrize(
-  "name", core_test.rare(ALIKE, "mocov2plus", "rotation")
+  "name", core_test.rare(ALIKE, "deepcluster", "mocov2plus", "rotation")
 )
 def test_any_spread_gives_the_same_steps(name):
   make = lambda: ALIKE[name](toys.Layer())

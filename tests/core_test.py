@@ -16,11 +16,14 @@ from ssljax import errors
 from ssljax import sharding
 from ssljax.methods import barlow_twins
 from ssljax.methods import byol
+from ssljax.methods import dcl
+from ssljax.methods import deepcluster_v2
 from ssljax.methods import lejepa
 from ssljax.methods import mae
 from ssljax.methods import moco
 from ssljax.methods import mocov3
 from ssljax.methods import nnclr
+from ssljax.methods import rotation
 from ssljax.methods import simclr
 from ssljax.methods import simsiam
 from ssljax.methods import swav
@@ -318,9 +321,10 @@ def test_accumulation_takes_one_forward_pass_where_the_loss_is_a_mean():
     batch = batch_of(0)
     return flops.count(step, jax.eval_shape(init, batch), batch, RNG)
 
-  mean, other = make_mae(toys.encoder(depth=1)), make_simclr(toys.Layer())
-  assert mean.is_mean and not other.is_mean
-  assert cost(mean, 4) == cost(mean, 1)
+  other = make_simclr(toys.Layer())
+  assert not other.is_mean
+  for mean in (make_mae(toys.encoder(depth=1)), rotation.make(toys.Layer())):
+    assert mean.is_mean and cost(mean, 4) == cost(mean, 1)
   assert 1.1 < cost(other, 4) / cost(other, 1) < 1.5
 
 
@@ -396,6 +400,15 @@ HEADS_WITH_NORM = {
   ),
   "wmse": lambda encoder: wmse.make(
     encoder, hidden_dim=32, out_dim=4, whitening_size=16
+  ),
+  "dcl": lambda encoder: dcl.make(encoder, features=(32, 16)),
+  "deepcluster_v2": lambda encoder: deepcluster_v2.make(
+    encoder,
+    num_examples=BATCH,
+    num_prototypes=4,
+    num_heads=2,
+    hidden_dim=32,
+    out_dim=16,
   ),
   "lejepa": lambda encoder: lejepa.make(encoder, slices=16, features=(32, 16)),
   "swav": lambda encoder: swav.make(

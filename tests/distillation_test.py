@@ -300,13 +300,14 @@ def test_the_teacher_is_what_is_evaluated():
 
 
 @pytest.mark.parametrize(
-  "name", ["dino", pytest.param("dinov2", marks=pytest.mark.slow)]
+  "name", core_test.rare(METHODS, "ibot", "dinov2")
 )
 def test_any_spread_gives_the_same_steps(name):
   make = {
     "dino": lambda axis_name: make_dino(
       toys.Layer(axis_name=axis_name), head_norm=True
     ),
+    "ibot": lambda axis_name: make_ibot(),
     "dinov2": lambda axis_name: make_dinov2(),
   }[name]
   one = lambda step: core_test.under_jit(step, 1)

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -219,12 +220,16 @@ def test_bytes_of_the_state_are_those_of_the_real_one():
   assert "all-gather" in sharded["collectives"]
 
 
-def test_what_does_not_fit_is_told_with_needed_and_available(monkeypatch):
+def test_what_does_not_fit_is_told_with_needed_and_available(
+  monkeypatch, capsys
+):
   chip = hardware.Chip(1e12, 2.0**20, 1e9, 1e9)
   real = hardware.devices
   monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
-  with pytest.raises(errors.UserError, match=r"needs 0\.\d+ GiB and has 0.00"):
-    quick_plan()
+  command = ["plan", f"--config={QUICK}", "--topology=cpu:8"]
+  assert cli.main(command) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert re.search(r"cpu:8: .*needs 0\.\d+ GiB and has 0\.00", line), line
 
 
 def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
@@ -336,6 +341,12 @@ def test_what_is_not_known_of_the_data_is_asked_for():
 def test_an_unknown_topology_is_told(name):
   with pytest.raises(errors.UserError, match="unknown --topology"):
     hardware.devices(name)
+
+
+def test_a_tpu_without_libtpu_names_the_extra(monkeypatch):
+  monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(errors.UserError, match=r"pip install 'ssljax\[plan\]'"):
+    hardware.devices("v5e:4x4")
 
 
 @pytest.mark.parametrize(

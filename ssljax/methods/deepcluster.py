@@ -89,6 +89,7 @@ def make(
     del step
     labels = method_state["assignments"][features["index"]]
     head = params["head"]
+    # Equation 1; `refresh` solves equation 2, by which these labels came.
     logits = features["h"] @ head["kernel"] + head["bias"]
     loss = losses.known_cross_entropy(logits, labels)
     right = jnp.mean(logits.argmax(axis=1) == labels)

@@ -107,6 +107,8 @@ def make(
     of = lambda q, k, queue: losses.infonce_queue(
       q, k, queue, temperature=temperature
     )
+    # Equation 1 of MoCo (arXiv:1911.05722), in both directions; its equation 2
+    # is in `after_update`.
     loss = (of(q1, k2, queues[1]) + of(q2, k1, queues[0])) / 2
     positive = jnp.sum(q1 * k2, axis=1)
     negatives = q1 @ queues[1].T

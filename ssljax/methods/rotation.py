@@ -65,15 +65,17 @@ def make(encoder) -> core.Method:
     loss = -jnp.diagonal(log_prob, axis1=1, axis2=2).mean(axis=1)
     found = log_prob.argmax(axis=-1) == jnp.arange(ROTATIONS)
     found = found.sum(axis=1, dtype=jnp.int32)
-    return {"loss": loss, "found": found}, {"batch_stats": {"encoder": stats}}
+    return {"sum": loss, "found": found}, {"batch_stats": {"encoder": stats}}
 
   def objective(params, method_state, features, *, step):
     del params, step
     accuracy = features["found"].mean() / ROTATIONS
-    loss = features["loss"].mean()
+    loss = features["sum"].sum() / len(features["sum"])
     return loss, (method_state, {"rotation_accuracy": accuracy})
 
-  return core.Method(init, forward, objective, linen.embed(encoder))
+  return core.Method(
+    init, forward, objective, linen.embed(encoder), is_mean=True
+  )
 
 
 def rotated(x):
