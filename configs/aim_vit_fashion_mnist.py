@@ -3,7 +3,8 @@
   ssljax train --config=configs/aim_vit_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Not yet reproduced with this encoder; README's league has a smaller one.
+Not yet reproduced with this encoder. The league's smaller one has kNN 0.7596,
+linear 0.7786 in 1,170 steps of 256; before training 0.6402 and 0.7577.
 """
 
 from ssljax import config as config_lib

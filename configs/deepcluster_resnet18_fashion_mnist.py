@@ -4,7 +4,9 @@ r"""DeepCluster on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
     --config=configs/deepcluster_resnet18_fashion_mnist.py
   ssljax evaluate --workdir=W
 
-One view by the SimCLR preset of the other configs. Not yet reproduced.
+One view by the SimCLR preset of the other configs. Not yet reproduced with this
+encoder. The league's smaller one has kNN 0.8098, linear 0.8281 in 1,170 steps
+of 256; before training 0.7883 and 0.7753.
 """
 
 from ssljax import config as config_lib

@@ -4,7 +4,9 @@ r"""DeepCluster v2 on Fashion-MNIST: ResNet-18 with the CIFAR stem and width 16.
     --config=configs/deepcluster_v2_resnet18_fashion_mnist.py
   ssljax evaluate --workdir=W
 
-Two crops of one size; as SwAV, but for the prototypes. Not yet reproduced.
+Two crops of one size; as SwAV, but for the prototypes. Not yet reproduced with
+this encoder. The league's smaller one has kNN 0.8497, linear 0.8429 in 1,170
+steps of 256; before training 0.7883 and 0.7753.
 """
 
 from ssljax import config as config_lib

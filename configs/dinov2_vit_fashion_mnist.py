@@ -4,7 +4,8 @@ registers, and two local crops of 12 x 12.
   ssljax train --config=configs/dinov2_vit_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Not yet reproduced with this encoder; README's league has a smaller one.
+Not yet reproduced with this encoder. The league's smaller one has kNN 0.7336,
+linear 0.6989 in 1,170 steps of 256; before training 0.6421 and 0.6435.
 """
 
 from ssljax import config as config_lib

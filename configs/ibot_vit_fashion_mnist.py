@@ -4,7 +4,8 @@ two local crops of 12 x 12.
   ssljax train --config=configs/ibot_vit_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Not yet reproduced with this encoder; README's league has a smaller one.
+Not yet reproduced with this encoder. The league's smaller one has kNN 0.7266,
+linear 0.7401 in 1,170 steps of 256; before training 0.6405 and 0.6403.
 """
 
 from ssljax import config as config_lib

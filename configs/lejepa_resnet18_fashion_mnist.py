@@ -3,7 +3,8 @@
   ssljax train --config=configs/lejepa_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-Not yet reproduced with this encoder; README's league has a smaller one.
+Not yet reproduced with this encoder. The league's smaller one has kNN 0.8466,
+linear 0.8383 in 1,170 steps of 256; before training 0.7883 and 0.7753.
 """
 
 from ssljax import config as config_lib

@@ -5,7 +5,9 @@
 
 The rate was chosen on held-out images in the league's setting: a linear probe
 has 0.8563, against 0.8412 with 0.02 (`benchmarks/recipes.csv`); with 0.3 the
-loss is soon not finite. Not yet reproduced with this encoder.
+loss is soon not finite. Not yet reproduced with this encoder. The league's
+smaller one has kNN 0.8579, linear 0.8549 in 1,170 steps of 256; before training
+0.7883 and 0.7753.
 """
 
 from ssljax import config as config_lib

@@ -324,6 +324,8 @@ def _paths(config, prefix=""):
 
 
 # Of these none may be zero, where they are given.
+# Of `ssljax evaluate`; the last two are of the run's own method.
+PROTOCOLS = ("knn", "linear", "loss", "finetune")
 _POSITIVE = (
   *("batch_size", "accumulate", "log_every"),
   *("checkpoint.every_steps", "eval.batch_size", "augment.views"),
@@ -342,6 +344,14 @@ def check(config: config_dict.ConfigDict) -> None:
   if config.nonfinite not in ("stop", "skip"):
     raise errors.UserError(
       f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
+    )
+  if not 0 <= config.seed < 1 << 32:
+    raise errors.UserError(f"config.seed={config.seed}: give 32 bits")
+  protocols = config.eval.get("protocols", ())
+  if not isinstance(protocols, list | tuple) or set(protocols) - set(PROTOCOLS):
+    raise errors.UserError(
+      f"config.eval.protocols={protocols!r}: give a tuple of "
+      f"{', '.join(PROTOCOLS)}"
     )
 
   def given(path):

@@ -207,7 +207,8 @@ def make_train_step(
 def make_embed(method: Method, augment: Callable | None = None) -> Callable:
   """Returns `embed(state, batch) -> {"pooled", "tokens"}` through `augment`.
 
-  `augment` is the evaluation preset: its keys are the same for all examples.
+  `augment` is the evaluation preset: its keys are those of places in the batch,
+  the same in each.
   """
 
   def embed(state, batch):

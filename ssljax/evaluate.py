@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ssljax import checkpoint
+from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import files
@@ -27,7 +28,6 @@ from ssljax.evals import floors as floors_lib
 from ssljax.evals import knn as knn_lib
 
 _FEATURES = tuple(floors_lib.PROTOCOLS)
-PROTOCOLS = (*_FEATURES, "loss", "finetune")  # the run's own, the last two
 
 
 def evaluate(
@@ -74,10 +74,10 @@ def evaluate(
   """
   config = run_lib.restore_config(workdir).eval
   protocols = tuple(protocols or config.get("protocols", _FEATURES))
-  unknown = set(protocols) - set(PROTOCOLS)
-  if unknown:
+  known = config_lib.PROTOCOLS
+  if unknown := set(protocols) - set(known):
     raise errors.UserError(
-      f"unknown protocol {min(unknown)!r}: choose among {', '.join(PROTOCOLS)}"
+      f"unknown protocol {min(unknown)!r}: choose among {', '.join(known)}"
     )
   run, state = restore(workdir, step, examples=False)
   figures = {

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
 
 from absl import logging
@@ -48,6 +49,25 @@ def whole(path: str, mode: str = "w"):
     with contextlib.suppress(OSError):
       os.remove(draft)
     raise
+
+
+def rows(path: str) -> list[dict]:
+  """The objects of a file of JSON lines; none where there is no file.
+
+  A line that a kill cut short has no end, and is left out; so is one that a
+  disk has lost, with a warning.
+  """
+  if not os.path.exists(path):
+    return []
+  found = []
+  with open(path, errors="replace") as f:
+    for line in f:
+      if line.endswith("\n"):
+        try:
+          found.append(json.loads(line))
+        except ValueError:
+          logging.warning("%s: a damaged line is left out", path)
+  return found
 
 
 @contextlib.contextmanager

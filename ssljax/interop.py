@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import zipfile
+import zlib
 
 import jax
 import numpy as np
@@ -161,7 +162,7 @@ def read_file(path: str, *, top: tuple[str, ...] = ()) -> dict:
       arrays = arrays[key]
       break
   for name, array in arrays.items():
-    if not hasattr(array, "shape"):
+    if not hasattr(array, "shape") or array.dtype.kind in "OSU":
       raise errors.UserError(
         f"{path} holds {name!r}, which is no array: give another --layout, or "
         "a file of weights alone"
@@ -173,7 +174,10 @@ def _read_npz(path):
   try:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
-  except (TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+  except (
+    *(TypeError, ValueError, OSError, EOFError),
+    *(zipfile.BadZipFile, zlib.error),
+  ) as e:
     raise errors.UserError(f"{path} is no .npz of plain arrays: {e}") from e
 
 
@@ -184,6 +188,8 @@ def _read_safetensors(path):
       return {name: file.get_tensor(name) for name in list(file.keys())}
   except (safetensors.SafetensorError, OSError) as e:
     raise errors.UserError(f"{path} is no .safetensors file: {e}") from e
+  except AttributeError as e:  # float8, which NumPy has not
+    raise errors.UserError(f"{path} has weights of 8 bits: {e}") from e
 
 
 def _safetensors(path):
@@ -254,14 +260,36 @@ def _check_config(encoder, weights):
   if layouts_text.fits(encoder):
     layouts_text.check_config(encoder, found, path)
     return
-  # Of a ViT's weights no shape tells how many heads there are.
-  for name, key in (("num_attention_heads", "heads"), ("patch_size", "patch")):
-    ours = getattr(encoder, key)
+  # Of a ViT's weights no shape tells how many heads there are, nor what lies
+  # between them.
+  ours_by_name = {
+    "num_attention_heads": ("heads", encoder.heads),
+    "patch_size": ("patch", encoder.patch),
+  }
+  for name, (key, ours) in ours_by_name.items():
     if found.get(name, ours) != ours:
       raise errors.UserError(
         f"{path} has {name}={found[name]}, and the config "
         f"encoder.{key}={ours}: give the same"
       )
+  acts = _ACTS[encoder.gelu]
+  if (act := found.get("hidden_act", acts[0])) not in acts:
+    raise errors.UserError(
+      f"{path} has hidden_act={act}, and the config encoder.gelu="
+      f"{encoder.gelu}: give the same, or other weights"
+    )
+  if (epsilon := found.get("layer_norm_eps", 0.0)) > 1e-5:
+    raise errors.UserError(
+      f"{path} has layer_norm_eps={epsilon}, and the encoder's norms 1e-6: "
+      "give other weights"
+    )
+
+
+# What transformers calls the GELUs of `vit.gelu`.
+_ACTS = {
+  "exact": ("gelu",),
+  "tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+}
 
 
 def _write_config(config, out):

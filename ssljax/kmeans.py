@@ -101,7 +101,9 @@ def assign(x: jax.Array, centroids: jax.Array, block: int = 1024):
     high = score.max(axis=1)
     # Twice as fast as `argmax` on a CPU.
     places = jnp.where(score == high[:, None], jnp.arange(k), k)
-    place = jnp.where(there, places.min(axis=1), k)  # k is dropped below
+    # Where a row is NaN no score is the highest.
+    place = jnp.minimum(places.min(axis=1), k - 1)
+    place = jnp.where(there, place, k)  # k is dropped below
     return (
       nearest.at[:, i].set(place),
       highest.at[:, i].set(high),
@@ -115,7 +117,7 @@ def assign(x: jax.Array, centroids: jax.Array, block: int = 1024):
     of_block,
     (
       jnp.zeros((size, blocks), jnp.int32),
-      jnp.zeros((size, blocks)),
+      jnp.zeros((size, blocks), x.dtype),
       jnp.zeros_like(centroids),
       jnp.zeros(k, jnp.int32),
     ),

@@ -148,7 +148,8 @@ def draw(logits, key, *, temperature=1.0, top_k=None, top_p=None):
   """Tokens int32 [b] of logits [b vocab]; see `generate`."""
   if temperature == 0:
     return logits.argmax(axis=-1).astype(jnp.int32)
-  logits = logits / temperature
+  # The likeliest at 0, or a temperature near 0 would overflow.
+  logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
   if top_k is not None:
     k = min(top_k, logits.shape[-1])
     least = jax.lax.top_k(logits, k)[0][:, -1:]

@@ -228,6 +228,7 @@ class Log:
     self._write()
     if self._run.config.nonfinite == "skip":
       logging.warning("%s; the update was left out", what)
+      self.figures["steps"] = step
       self._emit({"step": step, "skipped": 1})
       return
     raise errors.SafeStop(
@@ -277,11 +278,8 @@ def _drop_rows_after(path, step):
   The seconds that it took stay, as lost, in a row of their own: this process
   may be killed before it writes another. Returns the rows that stay.
   """
-  if not os.path.exists(path):
+  if not (rows := files.rows(path)):
     return []
-  with open(path) as f:
-    # A line cut short by a kill has no end.
-    rows = [json.loads(line) for line in f if line.endswith("\n")]
   kept = [row for row in rows if row["step"] <= step]
   spent = _spent(kept)
   lost = sum(_spent(rows).values()) - sum(spent.values())

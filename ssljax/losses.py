@@ -501,9 +501,9 @@ def sigreg(
     Gaussian, and growing with n for anything else.
   """
   n = len(z)
-  t = jnp.linspace(0.0, t_max, knots)
+  t = jnp.linspace(0.0, t_max, knots, dtype=jnp.float32)
   normal = jnp.exp(-jnp.square(t) / 2)
-  width = jnp.full(knots, 2 * t_max / (knots - 1)).at[jnp.array([0, -1])]
+  width = jnp.full_like(t, 2 * t_max / (knots - 1)).at[jnp.array([0, -1])]
   weights = normal * width.multiply(0.5)
   angles = (z.astype(jnp.float32) @ directions)[..., None] * t  # [n k knots]
   real, imaginary = jnp.cos(angles).mean(axis=0), jnp.sin(angles).mean(axis=0)

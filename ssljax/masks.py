@@ -32,8 +32,8 @@ def random_masking(key: jax.Array, n: int, keep: int):
 
 def masking_of_noise(noise: jax.Array, keep: int):
   """`random_masking` given its noise [b n]."""
-  order = jnp.argsort(noise, axis=1)
-  restore = jnp.argsort(order, axis=1)
+  order = jnp.argsort(noise, axis=1).astype(jnp.int32)
+  restore = jnp.argsort(order, axis=1).astype(jnp.int32)
   return order[:, :keep], restore, restore >= keep
 
 

@@ -21,18 +21,33 @@ def make(package: str, config, *args, **known):
   """What `make` of the module that `config.name` names gives."""
   given = options(config)
   found = module(package, given.pop("name"))
-  return call(found.make, config, *args, **{**given, **known})
+  return call(found.make, config, *args, given=given, **known)
 
 
-def call(function, config, *args, **given):
-  """Calls it for a section of a config; wrong options are a UserError."""
+def call(function, config, *args, given, **known):
+  """Calls it for a section of a config; wrong options are a UserError.
+
+  Args:
+    function: what is called.
+    config: the section.
+    *args: of the function.
+    given: its options in the section.
+    **known: what the run itself tells, and no section may.
+  """
   what = config.get("name")
   parameters = inspect.signature(function).parameters.values()
   kinds = {p.name: p.annotation for p in parameters}
+  for name in given:
+    if name in known:
+      raise errors.UserError(
+        f"{what}: {name} is told by the run itself: leave it out"
+      )
   if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-    known = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
-    errors.refuse_unknown(what, given, known)
+    others = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+    others = [name for name in others if name not in known]
+    errors.refuse_unknown(what, given, others)
   errors.refuse_words(what, given, kinds)
+  given = {**given, **known}
   try:
     inspect.signature(function).bind(*args, **given)
   except TypeError as e:
@@ -46,11 +61,16 @@ def module(package: str, name: str):
   Raises:
     UserError: there is none, or it has no `make`; what is near is named.
   """
+  if not all(part.isidentifier() for part in name.split(".")):
+    raise errors.UserError(
+      f"{name!r} is no name of a module: choose among "
+      f"{', '.join(names(package))}"
+    )
   path = name if "." in name else f"{package}.{name}"
   try:
     found = importlib.import_module(path)
   except ModuleNotFoundError as e:
-    if e.name and path.startswith(e.name):
+    if e.name and f"{path}.".startswith(f"{e.name}."):
       hint = ": Python does not find it from here"
       if path != name:
         hint = errors.hint(name, names(package))

@@ -58,6 +58,7 @@ def enqueue(queue: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
       f"a queue of {queue.shape[0]} is not a multiple of {rows.shape[0]} rows: "
       "change its size or the batch"
     )
+  rows = rows.astype(queue.dtype)
   return jax.lax.dynamic_update_slice_in_dim(queue, rows, place, axis=0)
 
 
@@ -131,8 +132,11 @@ def sinkhorn(
     float32 [n k]; each row sums to 1, or to 0 where `mask` is False.
   """
   logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
-  present = jnp.ones(len(logits)) if mask is None else mask.astype(jnp.float32)
+  present = jnp.ones(len(logits)) if mask is None else mask
+  present = present.astype(jnp.float32)
   there = present[:, None] > 0  # where no row is, v is infinite
+  if mask is not None:  # what takes no part sets no scale
+    logits = jnp.where(there, logits, logits.max(where=there, initial=-jnp.inf))
   high = logits.max()
 
   # Both divide for themselves: what they are given is not written twice.
@@ -169,11 +173,11 @@ def whiten(x: jax.Array, *, eps: float = 0.0) -> jax.Array:
 
   As `Whitening2d` of htdt/self-supervised `methods/whitening.py`: the inverse
   of the lower factor of the unbiased covariance, drawn by `eps` towards the
-  identity, times each row.
+  identity, times each row. NaN for fewer than two rows.
   """
   n, d = x.shape
   x = x - x.mean(axis=0)
-  covariance = (1 - eps) * (x.T @ x) / (n - 1) + eps * jnp.eye(d)
+  covariance = (1 - eps) * (x.T @ x) / (n - 1) + eps * jnp.eye(d, dtype=x.dtype)
   factor = jnp.linalg.cholesky(covariance)
   return jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T
 

@@ -7,8 +7,11 @@ moments and goes on with the schedule. Paths of parameters are as in
 anywhere in them.
 """
 
+import inspect
 import math
 import re
+from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -80,24 +83,39 @@ def make(
       f"optimizer.decay_exclude={decay_exclude!r}: give a tuple of patterns, "
       f"as {(decay_exclude,)}"
     )
-  _check(groups, (*decay_exclude, *(part.get("match") for part in freeze)))
+  kinds = inspect.signature(makers[name]).parameters.values()
+  kinds = {k.name: k.annotation for k in kinds if k.name != "excluded"}
+  errors.refuse_options(f"optimizer {name}", hyper, kinds)
+  _check_numbers(
+    learning_rate=learning_rate,
+    weight_decay=weight_decay,
+    clip_global_norm=clip_global_norm,
+    clip_by_param=clip_by_param,
+    clip_by_module=clip_by_module,
+    layer_decay=layer_decay,
+  )
+  _check(groups, freeze, decay_exclude)
   excluded = lambda path, w: _matches(decay_exclude, path, w)
 
-  def in_group(path, key, otherwise):
-    found = (g for g in groups if re.search(g["match"], path))
-    return next(found, {}).get(key, otherwise)
+  def group_of(path):
+    return next((g for g in groups if re.search(g["match"], path)), {})
 
+  def in_group(path, key, otherwise):
+    return group_of(path).get(key, otherwise)
+
+  tx = makers[name](excluded=excluded, **hyper)
+  for group in groups:
+    if "momentum" in group:
+      other = {"momentum": group["momentum"]}
+      errors.refuse_options(f"optimizer {name}", other, kinds)
+      other = makers[name](excluded=excluded, **hyper | other)
+      mine = lambda path, group=group: group_of(path) is group
+      tx = _apart(mine, own=other, rest=tx)
   try:
-    tx = makers[name](excluded=excluded, **hyper)
-    for group in reversed(groups):  # the outermost holds: the first
-      if "momentum" in group:
-        other = {**hyper, "momentum": group["momentum"]}
-        other = makers[name](excluded=excluded, **other)
-        tx = _apart(group["match"], own=other, rest=tx)
     for part in freeze:
       tx = freeze_until(tx=tx, **part)
   except TypeError as e:
-    raise errors.UserError(f"optimizer {name}: {e}") from e
+    raise errors.UserError(f"optimizer.freeze={freeze}: {e}") from e
   if clip_global_norm:
     tx = optax.chain(optax.clip_by_global_norm(clip_global_norm), tx)
   if clip_by_param:
@@ -126,6 +144,11 @@ def make(
   def init(params):
     if clip_by_param or name in ("lamb", "lars", "larc"):
       _refuse_scanned(params)
+    if layer_decay is not None and not _blocks(params):
+      raise errors.UserError(
+        "optimizer.layer_decay is for encoders of blocks, and this one has "
+        "none: leave it out"
+      )
     _check_matches([part["match"] for part in (*groups, *freeze)], params)
     return State(jnp.zeros([], jnp.int32), tx.init(params))
 
@@ -142,7 +165,13 @@ def make(
   return optax.GradientTransformation(init, update)
 
 
-def sgd(*, excluded, momentum=0.9, nesterov=False, moment_dtype=None):
+def sgd(
+  *,
+  excluded: Callable,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  moment_dtype: str | None = None,
+):
   """SGD as torch.optim has it: the decay joins the gradient before momentum."""
   del excluded
   return optax.chain(
@@ -154,12 +183,12 @@ def sgd(*, excluded, momentum=0.9, nesterov=False, moment_dtype=None):
 
 def adamw(
   *,
-  excluded,
-  b1=0.9,
-  b2=0.999,
-  eps=1e-8,
-  bias_correction=True,
-  moment_dtype=None,
+  excluded: Callable,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  bias_correction: bool = True,
+  moment_dtype: str | None = None,
 ):
   """AdamW as torch.optim has it: the decay is decoupled, times the rate.
 
@@ -171,7 +200,14 @@ def adamw(
   return optax.chain(adam, _add_decay(), _times_rate())
 
 
-def adam(*, excluded, b1=0.9, b2=0.999, eps=1e-8, moment_dtype=None):
+def adam(
+  *,
+  excluded: Callable,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  moment_dtype: str | None = None,
+):
   """Adam as torch.optim has it: the decay joins the gradient (L2)."""
   del excluded
   return optax.chain(
@@ -181,7 +217,14 @@ def adam(*, excluded, b1=0.9, b2=0.999, eps=1e-8, moment_dtype=None):
   )
 
 
-def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6, moment_dtype=None):
+def lamb(
+  *,
+  excluded: Callable,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-6,
+  moment_dtype: str | None = None,
+):
   """LAMB: You et al. 2019, arXiv:1904.00962, algorithm 2.
 
   What is excluded from decay has no adaptation either, as in the authors'
@@ -198,12 +241,12 @@ def lamb(*, excluded, b1=0.9, b2=0.999, eps=1e-6, moment_dtype=None):
 
 def lars(
   *,
-  excluded,
-  momentum=0.9,
-  eeta=0.001,
-  nesterov=False,
-  rate_first=True,
-  moment_dtype=None,
+  excluded: Callable,
+  momentum: float = 0.9,
+  eeta: float = 0.001,
+  nesterov: bool = False,
+  rate_first: bool = True,
+  moment_dtype: str | None = None,
 ):
   """LARS as google-research/simclr `lars_optimizer.py` has it.
 
@@ -220,14 +263,14 @@ def lars(
 
 def larc(
   *,
-  excluded,
-  momentum=0.9,
-  nesterov=False,
-  trust_coefficient=0.001,
-  clip=False,
-  eps=1e-8,
-  exclude_from_adaptation=False,
-  moment_dtype=None,
+  excluded: Callable,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  trust_coefficient: float = 0.001,
+  clip: bool = False,
+  eps: float = 1e-8,
+  exclude_from_adaptation: bool = False,
+  moment_dtype: str | None = None,
 ):
   """LARC as NVIDIA/apex `parallel/LARC.py` has it around SGD; SwAV uses it.
 
@@ -283,20 +326,29 @@ def freeze_until(
   late = optax.GradientTransformationExtraArgs(init, update)
   if steps is None:
     late = optax.set_to_zero()
-  return _apart(match, late=late, now=tx)
+  matches = lambda path: re.search(match, path)
+  return _apart(matches, late=late, now=tx)
 
 
-def _apart(match, **parts):
-  """The first of two for what `match` finds, the second for the rest."""
+def _apart(matches, **parts):
+  """The first of two for paths that `matches`, the second for the rest."""
   found, rest = parts
   labels = lambda params: _map_with_path(
-    lambda path, x: found if re.search(match, path) else rest, params
+    lambda path, x: found if matches(path) else rest, params
   )
   return optax.partition(parts, labels, mask_compatible_extra_args=True)
 
 
-def _trace(momentum, nesterov, dtype):
-  return optax.trace(momentum, nesterov, dtype and jnp.dtype(dtype))
+def _trace(momentum, nesterov, moment_dtype):
+  return optax.trace(momentum, nesterov, _moment_dtype(moment_dtype))
+
+
+def _moment_dtype(name):
+  if name not in (None, "bfloat16"):  # an integer would lose the moment
+    raise errors.UserError(
+      f"optimizer.moment_dtype={name!r}: give 'bfloat16', or none"
+    )
+  return name and jnp.bfloat16
 
 
 def _scale_by_adam(b1, b2, eps, bias_correction=True, moment_dtype=None):
@@ -307,11 +359,13 @@ def _scale_by_adam(b1, b2, eps, bias_correction=True, moment_dtype=None):
   1 - b2 are lost to rounding, and it would stand still.
   """
 
+  first = _moment_dtype(moment_dtype)
+
   def init(params):
     zeros = lambda dtype: jax.tree.map(
       lambda x: jnp.zeros_like(x, dtype), params
     )
-    moments = zeros(moment_dtype and jnp.dtype(moment_dtype)), zeros(None)
+    moments = zeros(first), zeros(jnp.float32)
     return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), *moments)
 
   def update(grads, state, params=None):
@@ -323,7 +377,8 @@ def _scale_by_adam(b1, b2, eps, bias_correction=True, moment_dtype=None):
     nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
     scaled = lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps)
     updates = jax.tree.map(scaled, mu, nu)
-    mu = jax.tree.map(lambda m, old: m.astype(old.dtype), mu, state.mu)
+    as_before = lambda new, old: new.astype(old.dtype)
+    mu, nu = jax.tree.map(as_before, (mu, nu), (state.mu, state.nu))
     return updates, optax.ScaleByAdamState(count, mu, nu)
 
   return optax.GradientTransformation(init, update)
@@ -370,11 +425,25 @@ def _clip_modules(norm):
 
   def clip(tree):
     scale = jnp.minimum(1.0, norm / (optax.global_norm(tree) + 1e-6))
-    return jax.tree.map(lambda g: g * scale, tree)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), tree)
 
   return optax.stateless(
     lambda updates, _: {name: clip(tree) for name, tree in updates.items()}
   )
+
+
+_BLOCK = re.compile(r"^encoder/block(\d+)/")
+
+
+def _blocks(params):
+  """How many the encoder has."""
+
+  def number(path, w):
+    if found := _BLOCK.search(path):
+      return int(found[1]) + 1
+    return w.shape[0] if path.startswith(_SCANNED) else 0
+
+  return max(jax.tree.leaves(_map_with_path(number, params)), default=0)
 
 
 def layer_depths(params):
@@ -384,41 +453,49 @@ def layer_depths(params):
   blocks the last has 1, the first n, and n + 1 what comes before them: patch
   embedding, positions, class, mask and register tokens. The last norm, relative
   positions, which all blocks share, and all that is outside the encoder have 0.
-  Scanned blocks have an array.
+  BERT's one norm of its own is of the embeddings: it has n + 1. Scanned blocks
+  have an array.
   """
-  number = lambda path: re.search(r"^encoder/block(\d+)/", path)
-  blocks = 0
-
-  def see(path, w):
-    nonlocal blocks
-    if found := number(path):
-      blocks = max(blocks, int(found[1]) + 1)
-    elif path.startswith(_SCANNED):
-      blocks = w.shape[0]
-
-  _map_with_path(see, params)
+  blocks = _blocks(params)
+  last = ("encoder/norm", "encoder/relative/")
+  if "kind_embed" in params.get("encoder", {}):
+    last = ()
 
   def depth(path, w):
-    if found := number(path):
+    if found := _BLOCK.search(path):
       return blocks - int(found[1])
     if path.startswith(_SCANNED):
       depths = blocks - jnp.arange(blocks)
       return depths.reshape(-1, *(1,) * (w.ndim - 1))
-    last = ("encoder/norm", "encoder/relative/")
     inside = path.startswith("encoder/") and not path.startswith(last)
     return blocks + 1 if inside else 0
 
   return _map_with_path(depth, params)
 
 
-def _check(groups, patterns):
+def _check_numbers(**given):
+  for name, value in given.items():
+    if isinstance(value, str) or not callable(value) and (value or 0) < 0:
+      raise errors.UserError(f"optimizer.{name}={value}: give 0 or more")
+
+
+def _check(groups, freeze, patterns):
   keys = {"match", "lr_mult", "lr", "weight_decay", "momentum"}
+  for name, parts in (("groups", groups), ("freeze", freeze)):
+    if not isinstance(parts, list | tuple) or not all(
+      isinstance(part, Mapping) for part in parts
+    ):
+      raise errors.UserError(
+        f"optimizer.{name}={parts!r}: give a tuple of dicts, each with match"
+      )
   for group in groups:
     if "match" not in group or set(group) - keys:
       raise errors.UserError(
         f"group {group}: give match, and lr_mult, lr, weight_decay or momentum"
       )
-  for pattern in [*patterns, *(group["match"] for group in groups)]:
+    _check_numbers(**{k: v for k, v in group.items() if k != "match"})
+  matches = [part.get("match") for part in (*groups, *freeze)]
+  for pattern in [*patterns, *matches]:
     try:
       re.compile(pattern)
     except (re.error, TypeError) as e:

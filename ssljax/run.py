@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -143,14 +144,22 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   `optimizer.freeze` holds may say `epochs`, `examples` or `percent` for
   `steps`.
   """
-  del steps_per_epoch
+  del num_examples
   options = named.options(config.optimizer)
   if "learning_rate" not in options:
     raise errors.UserError("give config.optimizer.learning_rate")
+  kinds = inspect.signature(optim.make).parameters.values()
+  kinds = {p.name: p.annotation for p in kinds} | {"weight_decay_end": float}
+  errors.refuse_words(f"optimizer {options['name']}", options, kinds)
   base = schedules.scale_lr(
     options.pop("learning_rate"),
     config.batch_size,
     rule=options.pop("lr_scaling", None),
+  )
+  known = dict(
+    batch_size=config.batch_size,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
   )
   schedule = named.options(config.schedule)
   name = schedule.pop("name")
@@ -159,18 +168,10 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
     schedules.schedule,
     config.schedule,
     name,
+    given=schedule,
     base=base,
     total_steps=total_steps,
-    warmup_steps=schedules.steps_of(
-      warmup,
-      "warmup",
-      batch_size=config.batch_size,
-      num_examples=num_examples,
-      total_steps=total_steps,
-    )
-    if warmup
-    else 0,
-    **schedule,
+    warmup_steps=schedules.steps_of(warmup, "warmup", **known),
   )
   if (end := options.pop("weight_decay_end", None)) is not None:
     options["weight_decay"] = schedules.schedule(
@@ -179,23 +180,17 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
       end=end,
       total_steps=total_steps,
     )
-  known = dict(
-    batch_size=config.batch_size,
-    num_examples=num_examples,
-    total_steps=total_steps,
-  )
   freeze = options.get("freeze", ())
-  if any(isinstance(part, str) for part in freeze):
+  if not isinstance(freeze, tuple) or not all(
+    isinstance(part, Mapping) for part in freeze
+  ):
     raise errors.UserError(
       f"config.optimizer.freeze={freeze!r}: give dicts of match and steps, as "
       "in ({'match': 'encoder', 'steps': 100},)"
     )
   options["freeze"] = tuple(_in_steps(part, **known) for part in freeze)
-  name = options.pop("name")
-  tx = named.call(
-    optim.make, config.optimizer, name=name, learning_rate=rate, **options
-  )
-  return tx, rate
+  options["learning_rate"] = rate
+  return named.call(optim.make, config.optimizer, given=options), rate
 
 
 def _in_steps(part, **known):
@@ -221,10 +216,10 @@ def make_augments(config, source):
   """The training views and the evaluation view, each `batch -> batch`."""
   options = named.options(config.augment)
   pair = _VIEWS[source.modality]
-  if "seed" in inspect.signature(pair).parameters:
-    options["seed"] = config.seed
+  names = inspect.signature(pair).parameters
+  known = {"seed": config.seed} if "seed" in names else {}
   name = options.pop("name")
-  return named.call(pair, config.augment, name, source, **options)
+  return named.call(pair, config.augment, name, source, given=options, **known)
 
 
 def open_source(config, split: str, **like):
@@ -236,7 +231,7 @@ def open_source(config, split: str, **like):
       f"unknown data.modality={modality!r}: choose among {', '.join(_SOURCES)}"
     )
   name = options.pop("name", "")
-  return named.call(_SOURCES[modality], config.data, name, **options)
+  return named.call(_SOURCES[modality], config.data, name, given=options)
 
 
 def data_file(workdir: str, name: str) -> str:
@@ -308,6 +303,8 @@ def duration(config, steps_per_epoch: int) -> int:
   elif config.examples is not None:
     steps = config.examples // config.batch_size
   elif config.epochs is not None:
+    if not math.isfinite(config.epochs):
+      raise errors.UserError(f"config.epochs={config.epochs}: give a number")
     steps = round(config.epochs * steps_per_epoch)
   else:
     raise errors.UserError(

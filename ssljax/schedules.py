@@ -16,7 +16,7 @@ def steps_of(
   prefix: str,
   *,
   batch_size: int,
-  num_examples: int,
+  steps_per_epoch: int,
   total_steps: int,
 ) -> int:
   """Reads one of `<prefix>_steps`, `_epochs`, `_examples`, `_percent`.
@@ -25,11 +25,12 @@ def steps_of(
   `total_steps`, and what is not zero is at least one step. None given is 0.
 
   Raises:
-    UserError: more than one is given, or a percent outside [0, 1].
+    UserError: more than one is given, one that is no number or below 0, or a
+      percent above 1.
   """
   scale = {
     "steps": 1,
-    "epochs": num_examples / batch_size,
+    "epochs": steps_per_epoch,
     "examples": 1 / batch_size,
     "percent": total_steps,
   }
@@ -38,6 +39,9 @@ def steps_of(
   if len(given) > 1:
     names = " and ".join(f"{prefix}_{unit}" for unit in given)
     raise errors.UserError(f"the schedule has {names}: give one of them")
+  for unit, value in given.items():
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+      raise errors.UserError(f"{prefix}_{unit}={value!r}: give 0 or more")
   if not 0 <= given.get("percent", 0) <= 1:
     raise errors.UserError(
       f"{prefix}_percent={given['percent']}: give a fraction in [0, 1]"
@@ -97,7 +101,7 @@ def schedule(
       f"the warm-up of {warmup_steps} steps is longer than the run of "
       f"{total_steps}: shorten it by config.schedule"
     )
-  if name == "step" and not (milestones and all(0 < m < 1 for m in milestones)):
+  if name == "step" and not _fractions(milestones):
     raise errors.UserError(
       f"schedule step has milestones={milestones}: give fractions of the run"
     )
@@ -132,6 +136,13 @@ def schedule(
     return jnp.where(step < warmup_steps, warm, shapes[name](step))
 
   return value
+
+
+def _fractions(values):
+  try:
+    return bool(values) and all(0 < value < 1 for value in values)
+  except TypeError:
+    return False
 
 
 def ema_schedule(

@@ -132,6 +132,15 @@ def test_make_tx_tells_what_is_missing_or_twice():
       run_lib.make_tx(config, **known)
 
 
+def test_an_epoch_of_the_schedule_is_one_of_the_run():
+  path = os.path.join(ROOT, "configs", "simclr_resnet18_fashion_mnist.py")
+  flags = ["--config.batch_size=10", "--config.schedule.warmup_epochs=8"]
+  # Of 19 examples nine are in no batch.
+  known = dict(num_examples=19, steps_per_epoch=1, total_steps=20)
+  _, rate = run_lib.make_tx(config_lib.load(path, flags), **known)
+  assert max(range(20), key=lambda step: float(rate(step))) == 8
+
+
 def paper_state(path, classes_shape, **sizes):
   """The state of a paper's config under eval_shape, without its dataset, which
   is ImageNet's size where `sizes` do not say other."""

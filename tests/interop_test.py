@@ -221,6 +221,10 @@ def test_commands_with_a_vit(tmp_path):
   beside.write_text('{"num_attention_heads": 4, "patch_size": 2}')
   line = ssljax("import", *flags, here, status=2)
   assert "num_attention_heads=4, and the config encoder.heads=2" in line
+  for name, value in (("hidden_act", "relu"), ("layer_norm_eps", 0.01)):
+    beside.write_text(json.dumps({name: value}))
+    line = ssljax("import", *flags, here, status=2)
+    assert f"has {name}={value}, and the" in line
   beside.write_text('{"num_attention_heads": 2, "patch_size": 2}')
   # `quick` has learned positions: they are taken for such.
   assert ssljax("import", *flags, here)["weights"] == len(arrays)

@@ -85,6 +85,13 @@ def test_far_blobs_are_found():
   assert found.inertia < 1.1 * 0.09 * x.size
 
 
+def test_a_row_of_nan_is_in_one_of_the_clusters():
+  x, _ = blobs(k=4)
+  x[0] = np.nan
+  found = kmeans.assign(jnp.asarray(x), jnp.asarray(x[1:5]))
+  assert 0 <= found[0].min() <= found[0].max() < 4
+
+
 def test_empty_clusters_take_the_farthest_rows():
   x, _ = blobs(k=4)
   start = np.full((6, 6), 1e3, np.float32)  # five of them see no row

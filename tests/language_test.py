@@ -90,6 +90,8 @@ def test_draws_have_the_asked_distribution():
   )
   np.testing.assert_allclose(shares(top_p=0.01), [1, 0, 0, 0])
   np.testing.assert_allclose(shares(temperature=0), [1, 0, 0, 0])
+  turned = language.draw(logits[:, ::-1], jax.random.key(0), temperature=1e-38)
+  assert set(np.asarray(turned)) == {3}
   cold = p**2 / (p**2).sum()
   np.testing.assert_allclose(shares(temperature=0.5), cold, atol=0.02)
 

@@ -4,6 +4,7 @@ shown."""
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -146,3 +147,19 @@ def test_an_unknown_method_and_the_time(ran):
   with pytest.raises(SystemExit, match="the time is up"):
     league.play(["simclr"], minutes=-1)
   assert not ran
+
+
+def test_what_configs_say_of_the_league_is_in_its_rows():
+  told = {}
+  for method, path in league.configs().items():
+    with open(path) as f:
+      words = " ".join(f.read().split())
+    if found := re.search("smaller one has kNN ([^,]+), linear ([^ ]+)", words):
+      told[method] = tuple(map(float, found.groups()))
+  rows = {
+    row["method"]: (float(row["knn"]), float(row["linear"]))
+    for row in league.current()
+    if row["seed"] == "0"
+  }
+  assert len(told) > 15
+  assert told == {method: rows.get(method) for method in told}

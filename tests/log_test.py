@@ -48,9 +48,19 @@ def test_an_update_that_was_left_out_is_told_and_in_no_mean(tmp_path, caplog):
   assert [row["step"] for row in rows] == [2, 3, 4]
   assert [row.get("loss") for row in rows] == [3.0, None, 8.0]
   assert log.figures["skipped"] == 1
+  assert log.figures["steps"] == 4
   again = _log(run, tmp_path, start=4)
   again.close()
   assert again.figures["skipped"] == 1
+
+
+def test_steps_whose_updates_were_left_out_are_counted(tmp_path):
+  log = _log(_run(nonfinite="skip"), tmp_path)
+  log.add(1, {"loss": 1.0, "grad_norm": 1.0}, np.array([1]))
+  log.add(2, NAN, np.array([2]))
+  log.flush()
+  log.close()
+  assert log.figures["steps"] == 2 and log.figures["loss"] == 1.0
 
 
 def test_tensorboard_waits_for_the_disk_once_in_a_while(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ import pytest
 from ssljax import errors
 from ssljax import optim
 from ssljax import schedules
+from ssljax.models import bert
+from ssljax.models import linen
 
 STEPS = 6
 RATES = (0.0, 0.1, 0.2, 0.3, 0.25, 0.05)
@@ -492,11 +494,11 @@ def test_scale_lr():
   ],
 )
 def test_steps_of(given, want):
-  known = dict(batch_size=10, num_examples=1000, total_steps=500)
+  known = dict(batch_size=10, steps_per_epoch=100, total_steps=500)
   assert schedules.steps_of(given, "warmup", **known) == want
 
 
-STEPS_OF = dict(batch_size=1, num_examples=9, total_steps=9)
+STEPS_OF = dict(batch_size=1, steps_per_epoch=9, total_steps=9)
 
 
 @pytest.mark.parametrize(
@@ -578,6 +580,39 @@ def test_the_first_group_that_matches_has_the_momentum():
     updates, state = tx.update(params, state, params)
   np.testing.assert_allclose(updates["body"]["w"], -0.15, rtol=1e-6)
   np.testing.assert_allclose(updates["head"]["w"], -0.1, rtol=1e-6)
+
+
+def test_a_group_without_a_momentum_leaves_it_to_no_later_one():
+  groups = (dict(match="^head/", lr_mult=1.0), dict(match="w", momentum=0.0))
+  tx = optim.make(name="sgd", learning_rate=0.1, groups=groups)
+  params = {"body": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
+  state = tx.init(params)
+  for _ in range(2):
+    updates, state = tx.update(params, state, params)
+  np.testing.assert_allclose(updates["body"]["w"], -0.1, rtol=1e-6)
+  np.testing.assert_allclose(updates["head"]["w"], -0.19, rtol=1e-6)
+
+
+def test_second_moments_are_float32_whatever_the_parameters_are():
+  params = {"w": jnp.ones(2, jnp.bfloat16)}
+  tx = optim.make(name="adam", learning_rate=0.0)
+  state, update = tx.init(params), jax.jit(tx.update)
+  for _ in range(1000):
+    _, state = update(params, state, params)
+  (nu,) = [x for x in jax.tree.leaves(state.inner) if x.dtype == jnp.float32]
+  np.testing.assert_allclose(nu, 1 - 0.999**1000, rtol=1e-3)
+
+
+def test_berts_norm_of_its_own_is_of_the_embeddings():
+  encoder = bert.make(variant="mini", vocab=30, depth=2)
+  tokens = jnp.zeros((1, 4), jnp.int32)
+  params = jax.eval_shape(
+    lambda key: linen.init(encoder, key, tokens)[0], jax.random.key(0)
+  )
+  depths = optim.layer_depths({"encoder": params})["encoder"]
+  found = {k: set(jax.tree.leaves(v)) for k, v in depths.items()}
+  before = ("token_embed", "pos_embed", "kind_embed", "norm")
+  assert found == {"block0": {2}, "block1": {1}} | dict.fromkeys(before, {3})
 
 
 def test_scanned_blocks_are_as_many_parameters():

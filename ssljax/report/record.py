@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tensorboardX.proto import event_pb2
 
 from ssljax import errors
+from ssljax import files
 
 
 class Record(NamedTuple):
@@ -62,7 +63,7 @@ def _read(workdir, name):
     name=name,
     workdir=workdir,
     config=config,
-    rows=_rows(os.path.join(workdir, "metrics.jsonl")),
+    rows=files.rows(os.path.join(workdir, "metrics.jsonl")),
     evaluation=_last_evaluation(os.path.join(workdir, "eval")),
     environment=_json(os.path.join(workdir, "environment.json")) or {},
     starts=starts,
@@ -125,14 +126,6 @@ def _json(path):
     raise errors.UserError(
       f"{path} is not JSON ({e}): it was cut short or edited; remove it"
     ) from e
-
-
-def _rows(path):
-  if not os.path.exists(path):
-    return []
-  with open(path) as f:
-    # A line cut short by a kill has no end.
-    return [json.loads(line) for line in f if line.endswith("\n")]
 
 
 def _last_evaluation(folder):

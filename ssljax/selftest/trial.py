@@ -16,6 +16,7 @@ from ssljax import clock
 from ssljax import config as config_lib
 from ssljax import digests
 from ssljax import errors
+from ssljax import files
 
 
 class Ended(NamedTuple):
@@ -145,11 +146,7 @@ class Trial:
 
   def rows(self, name) -> list[dict]:
     """Whole lines of metrics.jsonl."""
-    path = os.path.join(self.workdir(name), "metrics.jsonl")
-    if not os.path.exists(path):
-      return []
-    with open(path) as f:
-      return [json.loads(line) for line in f if line.endswith("\n")]
+    return files.rows(os.path.join(self.workdir(name), "metrics.jsonl"))
 
   def losses(self, name, key="loss") -> dict[int, float]:
     """The loss, or another figure of the training, by step."""
