@@ -55,7 +55,13 @@ def scale_lr(
   rate: float, batch_size: int, rule: str | None = None, base: int = 256
 ) -> float:
   """The rate for a batch: "linear" is rate * batch / base (Goyal et al. 2017),
-  "sqrt" is rate * sqrt(batch), as SimCLR's 0.075 is meant."""
+  "sqrt" is rate * sqrt(batch), as SimCLR's 0.075 is meant.
+
+  Raises:
+    UserError: another rule, or a rate below 0.
+  """
+  if rate < 0:
+    raise errors.UserError(f"optimizer.learning_rate={rate}: give 0 or more")
   rules = {
     None: 1.0,
     "linear": batch_size / base,

@@ -71,6 +71,16 @@ def test_what_is_whole_is_restored(folder):
   assert sorted(os.listdir(folder)) == ["1", "2", "3"]
 
 
+def test_the_digest_of_a_state_is_of_every_bit():
+  state = jax.tree.map(np.array, _state(1))
+  before = checkpoint.sha256(state)
+  assert before == checkpoint.sha256(_state(1)) != checkpoint.sha256(_state(2))
+  for name in ("half", "moments", "flags"):
+    changed = state | {name: state[name].copy()}
+    changed[name].view(np.uint8)[-1] ^= 1
+    assert checkpoint.sha256(changed) != before
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_one_bit_in_any_file_is_found_and_the_step_before_restored(
   folder, seed

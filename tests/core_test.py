@@ -254,7 +254,7 @@ def test_two_stages_give_the_gradient_of_the_composition(name):
   tx = optax.sgd(1.0)
   state = toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
   step = core.make_train_step(method, tx, augment=toys.augment)
-  after, _ = jax.jit(step)(state, batch_of(0), RNG)
+  after, metrics = jax.jit(step)(state, batch_of(0), RNG)
 
   def loss(params):
     keys = core._with_keys(batch_of(0), RNG, 0, None)["key"]
@@ -270,6 +270,8 @@ def test_two_stages_give_the_gradient_of_the_composition(name):
     return method.objective(params, method_state, features, step=0)[0]
 
   grads = jax.jit(jax.grad(loss))(state.params)
+  norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads)))
+  np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
   for a, b, g in zip(
     jax.tree.leaves(state.params),
     jax.tree.leaves(after.params),

@@ -176,7 +176,7 @@ def test_it_trains_as_the_authors():
       mine = find(state.params["head"])
       seen[name] = difference(mine, stored[f"end/{name}"])
   print({k: f"{v:.1e}" for k, v in seen.items()})
-  assert max(seen.values()) <= 1e-5, seen
+  assert all(v <= 1e-5 for v in seen.values()), seen  # NaN is no maximum
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,8 @@ def test_koleo_pushes_neighbours_apart():
 @pytest.mark.parametrize("name", core_test.rare(METHODS, "ibot"))
 def test_the_teacher_moves_by_its_average_alone(name):
   states, metrics = train(METHODS[name](ema=lambda step: 0.9), 2)
+  start = states[0].method_state["teacher"]["params"]
+  jax.tree.map(np.testing.assert_array_equal, start, states[0].params)
   for before, after in zip(states, states[1:]):
     old = before.method_state["teacher"]["params"]
     want = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, old, after.params)
@@ -286,6 +288,22 @@ def test_an_encoder_without_mask_token_is_refused(make):
 def test_koleo_needs_groups_with_neighbours(groups):
   with pytest.raises(errors.UserError, match=f"groups={groups}.*batch of 8"):
     train(make_dinov2(koleo_groups=groups), 1, b=8)
+
+
+def test_a_teacher_drops_nothing():
+  encoder = toys.encoder(drop_path=0.5)
+  assert distillation.teacher_of(encoder).drop_path == 0.0
+  assert encoder.drop_path == 0.5
+
+
+def test_koleo_is_the_mean_over_groups_and_the_sum_over_crops():
+  z = jax.random.normal(RNG, (8, 2, 4))
+  parts = [
+    losses.koleo(z[group::2, crop]) for group in (0, 1) for crop in (0, 1)
+  ]
+  np.testing.assert_allclose(
+    dinov2._koleo(z, 2), np.sum(parts) / 2, rtol=1e-5
+  )
 
 
 def test_the_teacher_is_what_is_evaluated():

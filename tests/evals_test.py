@@ -388,6 +388,64 @@ def test_fine_tuning_sees_every_label(monkeypatch):
   assert seen >= set(range(320))
 
 
+def test_fine_tuning_chooses_its_rate_without_the_test_set(monkeypatch):
+  from ssljax.data import sources
+  from ssljax.evals import finetune
+
+  monkeypatch.setattr(finetune, "_MOST_STEPS", 1)
+  monkeypatch.setattr(finetune, "_EVAL_BATCH", 30)  # 100 are no multiple
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 255, (200, 2, 2, 1)).astype(np.uint8)
+  source = sources.ArraySource({"image": image, "label": np.arange(200) % 2})
+  train, test = (
+    sources.Part(source, np.arange(*ends)) for ends in ((0, 100), (100, 200))
+  )
+  read, of_fit = [], []
+
+  def note(places):
+    read.extend(np.asarray(places).tolist())
+    return source.read(places + 100)
+
+  monkeypatch.setattr(test, "read", note)
+  # What was learned is the label of all; the step notes what it has seen.
+  step = lambda state, rows, rate: of_fit.append(len(read)) or state
+  predict = lambda learned, batch: jnp.zeros(len(batch["label"]), int)
+  monkeypatch.setattr(finetune, "_compiled", lambda *a: (step, predict))
+  found = finetune.finetune(
+    lambda params, batch: {"pooled": jnp.zeros((len(batch["label"]), 3))},
+    {}, train, np.arange(100), test, num_classes=2, seeds=2,
+  )  # fmt: skip
+  # The test set is first read after the fits of both rates and of a seed.
+  fits = 3 * (100 // 32)
+  assert of_fit[:fits] == [0] * fits and of_fit[fits] > 0
+  assert found["accuracies"] == [0.5, 0.5]
+  assert set(read) == set(range(100))
+
+
+def test_the_rate_of_fine_tuning_rises_and_falls():
+  from ssljax.evals import finetune
+
+  rates = [finetune._rate(step, 2.0, 50) for step in range(50)]
+  np.testing.assert_allclose(rates[:5], [0.4, 0.8, 1.2, 1.6, 2.0])
+  np.testing.assert_allclose(rates[5:], 2 * np.arange(45, 0, -1) / 45)
+
+
+def test_fine_tuning_decays_and_its_head_is_quicker():
+  from ssljax.evals import finetune
+
+  embed = lambda params, batch: {"pooled": batch["x"] * params["w"]}
+  step, _ = finetune._compiled(embed, 2)
+  learned = {"w": jnp.ones(3)}, jnp.ones((3, 2)), jnp.zeros(2)
+  batch = {"x": jnp.zeros((4, 3)), "label": jnp.array([0, 1, 0, 1])}
+  # No gradient but the decay's.
+  (params, weights, bias), _ = step(
+    (learned, finetune._TX.init(learned)), batch, jnp.float32(0.1)
+  )
+  np.testing.assert_allclose(params["w"], 1 - 0.1 * 0.01, rtol=1e-6)
+  np.testing.assert_allclose(weights, 1 - 10 * 0.1 * 0.01, rtol=1e-6)
+  np.testing.assert_allclose(bias, 0, atol=1e-6)
+
+
 def test_a_part_of_the_labels():
   from ssljax.evals import finetune
 

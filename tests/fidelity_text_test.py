@@ -155,7 +155,7 @@ def test_loss_and_gradients_are_transformers(model):
       seen[key] = float(np.abs(mine - x).max() / np.abs(x).max())
   print({k: f"{v:.1e}" for k, v in seen.items()})
   assert len(seen) > 7
-  assert max(seen.values()) <= 1e-5, seen
+  assert all(v <= 1e-5 for v in seen.values()), seen  # NaN is no maximum
 
 
 @pytest.mark.parametrize("model", ["bert", "roberta", "gpt"])

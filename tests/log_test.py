@@ -1,3 +1,4 @@
+import collections
 import json
 import types
 
@@ -8,11 +9,15 @@ from ssljax import clock as clock_lib
 from ssljax import errors
 from ssljax import log as log_lib
 
+_Run = collections.namedtuple(
+  "_Run", "total_steps source config learning_rate"
+)
+
 
 def _run(**config):
   source = types.SimpleNamespace(unit="image", per_example=1)
   config = types.SimpleNamespace(log_every=2, batch_size=8, **config)
-  return types.SimpleNamespace(
+  return _Run(
     total_steps=4, source=source, config=config, learning_rate=lambda step: 0.1
   )
 
@@ -52,6 +57,31 @@ def test_an_update_that_was_left_out_is_told_and_in_no_mean(tmp_path, caplog):
   again = _log(run, tmp_path, start=4)
   again.close()
   assert again.figures["skipped"] == 1
+
+
+def test_a_row_is_of_its_steps(tmp_path, monkeypatch):
+  now = iter(np.arange(1000.0))
+  monkeypatch.setattr(log_lib.time, "perf_counter", lambda: next(now))
+  run = _run()._replace(learning_rate=lambda step: 0.5 + step)
+  log = _log(run, tmp_path)
+  for step, loss in enumerate((1.0, 3.0, 4.0, 8.0), start=1):
+    log.add(step, {"loss": loss, "grad_norm": 1.0}, np.array([step]))
+  log.flush()
+  log.close()
+  rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+  assert [row["loss"] for row in rows] == [2.0, 6.0]
+  assert log.figures["loss"] == 8.0
+  assert [row["learning_rate"] for row in rows] == [1.5, 3.5]
+  for row in (*rows, log.figures):
+    assert row["image_per_s"] == round(8 / row["step_s"], 1)
+  spent = {k: v for k, v in rows[-1].items() if k.startswith("seconds/")}
+  share = spent["seconds/step"] / sum(spent.values())
+  assert log.figures["goodput"] == pytest.approx(share, abs=1e-3)
+  again = _log(run, tmp_path, start=4)
+  again.add(5, {"loss": 1.0, "grad_norm": 1.0}, np.array([5]))
+  again.flush()
+  again.close()
+  assert again.figures["train_s"] > rows[-1]["train_s"]
 
 
 def test_steps_whose_updates_were_left_out_are_counted(tmp_path):

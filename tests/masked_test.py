@@ -226,6 +226,25 @@ def test_teachers_start_as_the_student_and_follow_it(name):
     )
 
 
+@pytest.mark.parametrize("name", ["data2vec", "ijepa"])
+def test_one_of_two_networks_is_evaluated(name):
+  make, by_teacher = {
+    "data2vec": (make_data2vec, False),  # the authors' fine-tuning
+    "ijepa": (make_ijepa, True),
+  }[name]
+  method = toys.compiled(make())
+  batch = batch_of(noise())
+  params, state = method.init(shared.RNG, batch)
+  zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+  got = method.embed(params, state, batch)["pooled"]
+  assert got.any()
+  other = zeros(params), state
+  if not by_teacher:
+    other = params, state | {"teacher": zeros(state["teacher"])}
+  same = method.embed(*other, batch)["pooled"]
+  np.testing.assert_array_equal(got, same)
+
+
 @pytest.mark.parametrize("part", ["prediction", "target"])
 def test_ijepa_predicts_from_the_context_alone(part, monkeypatch):
   """Pixels outside of it change targets, but no prediction."""

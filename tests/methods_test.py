@@ -8,11 +8,14 @@ import pytest
 
 from ssljax import core
 from ssljax import errors
+from ssljax import losses
 from ssljax import ops
 from ssljax.methods import byol
 from ssljax.methods import mae
 from ssljax.methods import moco
+from ssljax.methods import mocov2plus
 from ssljax.methods import mocov3
+from ssljax.methods import simclr
 from ssljax.methods import simsiam
 from ssljax.models import resnet
 from tests import toys
@@ -72,6 +75,41 @@ def test_moco_enqueues_keys_after_the_logits_and_moves_the_teacher():
     assert_trees_close(after.method_state["teacher"]["params"], expected)
 
 
+def test_mocov2pluss_teacher_starts_as_the_student():
+  method = mocov2plus.make(
+    toys.Layer(), total_steps=4, hidden_dim=16, out_dim=8, queue_size=32
+  )
+  (state,), _ = train(method, 0)
+  assert_trees_close(state.method_state["teacher"]["params"], state.params)
+
+
+def test_simclrs_loss_is_of_both_directions_and_its_head_starts_small():
+  method = simclr.make(toys.Layer(), out_dim=64, hidden_dim=64)
+  (state,), _ = train(method, 0)
+  kernel = state.params["projector"]["dense0"]["kernel"]
+  assert 0.008 < kernel.std() < 0.012  # `model_util.py`
+  z = jax.random.normal(RNG, (8, 2, 4))
+  loss, (_, metrics) = method.objective({}, {}, {"z": z}, step=0)
+  once = losses.ntxent(z[:, 0], z[:, 1], temperature=0.1)
+  np.testing.assert_allclose(loss, 2 * once, rtol=1e-6)
+  assert metrics["contrast_accuracy"] < 1
+  same = jnp.stack([z[:, 0]] * 2, axis=1)
+  _, (_, metrics) = method.objective({}, {}, {"z": same}, step=0)
+  assert metrics["contrast_accuracy"] == 1
+
+
+def test_views_are_dropped_apart():
+  vit = toys.encoder(drop_path=0.5)
+  method = toys.compiled(simclr.make(vit, head_norm=False, out_dim=8))
+  views = jnp.stack([jax.random.normal(RNG, (6, 8, 8, 1))] * 2, axis=1)
+  batch = {"views": views, "key": jax.random.split(RNG, 6)}
+  params, state = method.init(RNG, batch)
+  z = method.forward(params, state, batch, step=0, train=True)[0]["z"]
+  assert (z[:, 0] != z[:, 1]).any()
+  z = method.forward(params, state, batch, step=0, train=False)[0]["z"]
+  np.testing.assert_allclose(z[:, 0], z[:, 1], atol=1e-5)
+
+
 def test_mocos_heads_start_as_torchs():
   makes = (
     lambda encoder: moco.make(encoder, queue_size=32, out_dim=64),
@@ -118,6 +156,8 @@ def test_mocov3_teacher_has_no_predictor_and_follows_the_schedule():
     toys.Layer(), total_steps=4, out_dim=8, hidden_dim=16, ema=0.5
   )
   states, _ = train(method, 4)
+  start = states[0].method_state["teacher"]["params"]
+  assert_trees_close(start, {name: states[0].params[name] for name in start})
   for i, (before, after) in enumerate(zip(states, states[1:])):
     old = before.method_state["teacher"]["params"]
     assert "predictor" not in old

@@ -212,3 +212,12 @@ def test_a_random_encoder_has_not_collapsed(make):
   figures, dims = measure(jax.random.key(0))
   assert figures["rankme"] < 20 and figures["std"] < 0.5  # far from isotropic
   assert monitors.collapse(figures, len(dims)) is None
+
+
+@pytest.mark.parametrize(
+  "name", ["spread/projection", "spread/keys", "spread/targets"]
+)
+def test_a_spread_that_is_lost_is_told(name):
+  assert monitors.lost_spread(name, 0.9, 1.0) is None
+  told = monitors.lost_spread(name, 0.0, 1.0)
+  assert f"collapse: {name} fell to 0 from 1" in told

@@ -74,6 +74,12 @@ def test_sinkhorn_is_the_authors(scale):
   np.testing.assert_allclose(ours.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_small_rows_are_normalised_too():
+  np.testing.assert_allclose(
+    ops.l2_normalize(jnp.array([[1e-4, 0.0], [0.0, -2e-6]])), [[1, 0], [0, -1]]
+  )
+
+
 def test_sinkhorn_does_not_see_masked_rows_nor_overflow():
   logits = jnp.array(np.random.RandomState(0).normal(size=(12, 5)))
   mask = jnp.arange(12) < 8

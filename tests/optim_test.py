@@ -485,6 +485,7 @@ def test_scale_lr():
   [
     (dict(warmup_steps=7), 7),
     (dict(warmup_epochs=1.5), 150),
+    (dict(warmup_epochs=1.257), 126),
     (dict(warmup_examples=1000), 100),
     (dict(warmup_percent=0.25), 125),
     (dict(warmup_epochs=1e-6), 1),
@@ -514,6 +515,14 @@ STEPS_OF = dict(batch_size=1, steps_per_epoch=9, total_steps=9)
     (
       lambda: schedules.steps_of({"a_percent": 10}, "a", **STEPS_OF),
       "fraction",
+    ),
+    (
+      lambda: schedules.steps_of({"a_epochs": -1}, "a", **STEPS_OF),
+      "a_epochs=-1: give 0 or more",
+    ),
+    (
+      lambda: schedules.steps_of({"a_steps": "x"}, "a", **STEPS_OF),
+      "a_steps='x': give 0 or more",
     ),
     (
       lambda: schedules.schedule("cos", base=1.0, total_steps=9),
@@ -637,6 +646,19 @@ def test_scanned_blocks_are_as_many_parameters():
   ):
     with pytest.raises(errors.UserError, match="encoder.scan=False"):
       optim.make(**bad, **options).init(params)
+
+
+def test_layers_of_scanned_blocks_are_as_deep():
+  flat = {
+    "encoder/blocks/fc/kernel": np.ones((3, 4, 5), np.float32),
+    "encoder/patch_embed/kernel": np.ones((4, 5), np.float32),
+  }
+  tx = optim.make(name="sgd", learning_rate=1.0, layer_decay=0.5)
+  params = nest(flat)
+  updates = flatten(tx.update(params, tx.init(params), params)[0])
+  blocks = -updates["encoder/blocks/fc/kernel"][:, 0, 0]
+  np.testing.assert_allclose(blocks, [0.125, 0.25, 0.5])
+  assert -updates["encoder/patch_embed/kernel"][0, 0] == 0.0625
 
 
 def test_layer_decay_leaves_alone_what_is_not_of_one_layer():

@@ -31,7 +31,7 @@ def test_multi_crop_on_imagenet_is_the_papers(name):
     assert state.method_state["prototypes"].shape == (3, 3000, 128)
     assert state.method_state["memory"].shape == (2, 1281167, 128)
   assert (config.batch_size, config.epochs) == (4096, 800.0)
-  warmup = round(10 * 1281167 / 4096)
+  warmup = 10 * (1281167 // 4096)
   np.testing.assert_allclose(rate(0), 0.3, rtol=1e-6)
   np.testing.assert_allclose(rate(warmup), 4.8, rtol=1e-6)
   np.testing.assert_allclose(rate(31200), 0.0048, rtol=1e-4)

@@ -157,7 +157,7 @@ def test_nnclr_resnet50_imagenet_is_the_papers():
   assert count(state.params["predictor"]) == mlp(256, 4096, 256)
   assert state.method_state["queue"].shape == (98304, 256)
   assert config.batch_size == 4096 and config.epochs == 1000
-  warmup = round(10 * 1281167 / 4096)
+  warmup = 10 * (1281167 // 4096)
   np.testing.assert_allclose(rate(warmup), 0.3 * 16, rtol=1e-6)
 
 
@@ -166,7 +166,7 @@ def test_dcl_configs_are_their_references():
   assert count(state.params["encoder"]) == RESNET50
   assert count(state.params["projector"]) == mlp(2048, 2048, 128)
   assert config.batch_size == 256 and config.epochs == 200
-  warmup = round(10 * 1281167 / 256)
+  warmup = 10 * (1281167 // 256)
   np.testing.assert_allclose(rate(warmup), 0.075 * 16, rtol=1e-6)
   config, state, rate, steps = paper_state(
     "dcl_resnet18_cifar10.py:dclw", (32, 32, 3), 50000
@@ -209,7 +209,7 @@ def test_lejepa_vit_imagenet_is_the_authors():
   assert count(state.params["projector"]) == mlp(1024, 2048, 2048, 512)
   assert config.batch_size == 512 and config.epochs == 100
   np.testing.assert_allclose(rate(steps), 5e-7, rtol=1e-5)
-  np.testing.assert_allclose(rate(round(10 * 1281167 / 512)), 5e-4, rtol=1e-6)
+  np.testing.assert_allclose(rate(10 * (1281167 // 512)), 5e-4, rtol=1e-6)
 
 
 def test_lejepa_vit_imagenette_is_the_authors_example():
@@ -234,7 +234,7 @@ def test_supervised_and_supcon_resnet50_imagenet():
   head = 2048 * 2048 + 2048 + 2048 * 128 + 128
   assert count(state.params["projector"]) == head
   assert config.batch_size == 6144 and config.epochs == 350
-  warmup = round(12 * 1281167 / 6144)
+  warmup = 12 * (1281167 // 6144)
   np.testing.assert_allclose(rate(warmup), 0.4 * 24, rtol=1e-6)
 
 

@@ -11,8 +11,6 @@ from ssljax import config as config_lib
 from ssljax import run as run_lib
 from tests import configs_test as shared
 
-KNOWN = dict(num_examples=1281167, steps_per_epoch=312, total_steps=31200)
-
 
 def load(name, shape=(256, 256, 3)):
   path = os.path.join(shared.ROOT, "configs", name)
@@ -36,7 +34,7 @@ VIT_L = shared.VITS["L"] + 197 * 1024
 
 def updates(config, params, step):
   """One step of ones from fresh moments, at `step`."""
-  tx, rate = run_lib.make_tx(config, **KNOWN)
+  tx, rate = run_lib.make_tx(config, **shared.known_of(config))
   state = tx.init(params)._replace(count=jnp.int32(step))
   ones = jax.tree.map(jnp.ones_like, params)
   return tx.update(ones, state, params)[0], rate
@@ -54,7 +52,7 @@ def test_dino_vit_imagenet_is_the_papers(variant):
   assert state.method_state["centre"].shape == (65536,)
   batch, epochs = {"": (512, 100), ":boost": (1024, 300)}[variant]
   assert (config.batch_size, config.epochs) == (batch, epochs)
-  warmup = round(10 * 1281167 / batch)
+  warmup = 10 * (1281167 // batch)
   np.testing.assert_allclose(rate(warmup), 5e-4 * batch / 256, rtol=1e-5)
   np.testing.assert_allclose(rate(31200), 1e-6, rtol=1e-4)
 
@@ -65,7 +63,7 @@ def test_dino_resnets_are_the_papers():
     "encoder": shared.RESNET50,
     "head": head(2048, 65536),
   }
-  np.testing.assert_allclose(rate(round(10 * 1281167 / 512)), 0.06, rtol=1e-5)
+  np.testing.assert_allclose(rate(10 * (1281167 // 512)), 0.06, rtol=1e-5)
 
 
 def test_dino_resnet18_cifar10_is_solo_learns():
@@ -94,7 +92,7 @@ def test_ibot_vit_imagenet_is_the_papers():
   }
   assert state.method_state["patch_centre"].shape == (8192,)
   assert (config.batch_size, config.epochs) == (1024, 800)
-  warmup = round(10 * 1281167 / 1024)
+  warmup = 10 * (1281167 // 1024)
   np.testing.assert_allclose(rate(warmup), 2e-3, rtol=1e-5)
 
 
@@ -117,7 +115,7 @@ def test_dinov2_vit_imagenet_is_the_papers(variant):
 def test_weight_decay_goes_up_by_a_cosine():
   config, _, _ = load("dino_vit_imagenet.py")
   params = {"encoder": {"kernel": jnp.ones((2, 2))}, "prototypes": jnp.ones(1)}
-  warmup = round(10 * 1281167 / 512)
+  warmup = 10 * (1281167 // 512)
   for step in (warmup, 31199):
     update, rate = updates(config, params, step)
     part = (1 + np.cos(np.pi * step / 31200)) / 2

@@ -25,7 +25,7 @@ def test_simmim_vit_imagenet_is_the_papers():
   assert count(state.params["encoder"]) == shared.VITS["B"] + BEIT
   assert count(state.params["head"]) == 768 * 768 + 768
   assert config.batch_size == 2048 and config.epochs == 800
-  warmup = round(10 * 1281167 / 2048)
+  warmup = 10 * (1281167 // 2048)
   np.testing.assert_allclose(rate(0), 5e-7 * 4, rtol=1e-6)
   np.testing.assert_allclose(rate(warmup), 1e-4 * 4, rtol=1e-6)
   np.testing.assert_allclose(rate(27299), 1e-4 * 4, rtol=1e-6)  # of 31200
@@ -39,7 +39,7 @@ def test_data2vec_vit_imagenet_is_the_papers():
   assert count(state.params["head"]) == 768 * 768 + 768
   assert count(state.method_state["teacher"]) == encoder
   assert config.batch_size == 2048 and config.epochs == 800
-  warmup = round(10 * 1281167 / 2048)
+  warmup = 10 * (1281167 // 2048)
   np.testing.assert_allclose(rate(warmup), 2e-3, rtol=1e-6)
   np.testing.assert_allclose(rate(31200), 1e-5, rtol=1e-5)
 
@@ -53,7 +53,7 @@ def test_ijepa_vit_imagenet_is_the_papers():
   predictor += 384 * 1280 + 1280
   assert count(state.params["predictor"]) == predictor
   assert config.batch_size == 2048 and config.epochs == 300
-  warmup = round(40 * 1281167 / 2048)
+  warmup = 40 * (1281167 // 2048)
   np.testing.assert_allclose(rate(0), 2e-4, rtol=1e-6)
   np.testing.assert_allclose(rate(warmup), 1e-3, rtol=1e-6)
   np.testing.assert_allclose(rate(31200), 1e-6, rtol=1e-4)

@@ -51,6 +51,9 @@ def test_an_epoch_sees_each_example_at_most_once():
 def test_the_seed_matters_and_the_order_of_calls_does_not():
   first = stream.indices(7, 3, **KNOWN)
   assert (first != stream.indices(8, 3, **KNOWN)).any()
+  # Nor is an epoch of a seed the next seed's.
+  second = stream.indices(7, N // B, **KNOWN)
+  assert (second != stream.indices(8, 0, **KNOWN)).any()
   for step in (100, 0, 59):
     stream.indices(7, step, **KNOWN)
   stream._permutation.cache_clear()

@@ -159,7 +159,10 @@ def test_blocks_of_the_vocabulary_change_nothing(block, shape):
     rng.normal(size=s).astype(np.float32)
     for s in ((*shape, 16), (50, 16), (50,))
   )
-  targets = rng.integers(0, 50, shape)
+  # Of half the words the target is the likeliest.
+  likeliest = (hidden @ table.T + bias).argmax(axis=-1)
+  half = np.arange(likeliest.size).reshape(shape) % 2 == 0
+  targets = np.where(half, likeliest, rng.integers(0, 50, shape))
 
   def loss(hidden, table, bias, block):
     nats, right, log_z = losses.token_cross_entropy(
@@ -180,6 +183,7 @@ def test_blocks_of_the_vocabulary_change_nothing(block, shape):
   (b, expected), plain_grads = both(plain, hidden, table, bias)
   np.testing.assert_allclose(a, b, rtol=1e-6)
   np.testing.assert_array_equal(right, expected)
+  assert right[half].all() and not right.all()
   for x, y in zip(grads, plain_grads):
     np.testing.assert_allclose(x, y, atol=1e-5)
 
@@ -307,6 +311,31 @@ def test_rows_of_any_spread_give_the_same_steps(kind, way):
     params,
     expected,
   )
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_packed_document_is_learned_by_itself(kind):
+  method = gpt_method.make(encoder("gpt"))
+  if kind == "bert":
+    method = bert_method.make(encoder("bert"))
+  method, batch = toys.compiled(method), drawn.text_batch()
+  batch.pop("mask", None)
+  rows, t = batch["tokens"].shape
+  segment = np.tile(np.arange(t) >= 5, (rows, 1)).astype(np.int32)
+  batch["segment"] = segment
+  if kind == "bert":  # what is hidden lies in the second document
+    batch["weights"] = (batch["places"] >= 5).astype(np.int32)
+    assert batch["weights"].any()
+  params, _ = method.init(jax.random.key(0), batch)
+  of = lambda batch: method.forward(params, {}, batch, step=0, train=False)[0]
+  other = (batch["tokens"] + 1) % drawn.VOCAB
+  tokens = np.where(segment == 0, other, batch["tokens"])
+  here, there = of(batch), of(batch | {"tokens": tokens})
+  if kind == "gpt":  # the first of a document follows nothing
+    np.testing.assert_array_equal(here["count"], t - 2)
+    assert (here["sum"] != there["sum"]).any()
+    return
+  np.testing.assert_allclose(here["sum"], there["sum"], rtol=1e-5)
 
 
 def test_nothing_hidden_is_a_loss_of_zero():

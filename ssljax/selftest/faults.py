@@ -166,6 +166,13 @@ def diskfull(trial, **unused):
       folder = os.path.join(trial.checkpoints(name), str(step))
       wrong = digests.wrong_file(folder)
       trial.expect(f"step {step} is good", wrong is None, wrong or "")
+    folder = trial.checkpoints(name)
+    checkpoints = checkpoint.Checkpoints(folder, read_only=True)
+    latest = checkpoints.latest_step()
+    checkpoints.close()
+    trial.expect(
+      "the step that failed is not listed", [latest] == saved[-1:], latest
+    )
     trial.expect(
       "it stops before it would save again",
       bool(saved) and last <= saved[-1] + 2 * 2,
