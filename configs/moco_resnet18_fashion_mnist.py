@@ -3,7 +3,9 @@
   ssljax train --config=configs/moco_resnet18_fashion_mnist.py --workdir=W
   ssljax evaluate --workdir=W
 
-The jitter is SimCLR's, twice as strong as the authors', and nothing is flipped.
+The jitter is SimCLR's, twice as strong as the authors', and nothing is flipped:
+held-out images have kNN 0.8368, linear 0.8335 by the league's encoder after 390
+steps, with flips 0.8239 and 0.8236 (`benchmarks/recipes.csv`).
 One core of a CPU, `--config.batch_size=256 --config.epochs=5`, 1,170 steps, one
 seed: kNN 0.8307, linear 0.8515; with flips 0.8245 and 0.8458, with flips and
 the authors' strength 0.8149 and 0.8469 (`benchmarks/league.csv`). Not yet

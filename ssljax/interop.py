@@ -278,7 +278,7 @@ def _check_config(encoder, weights):
       f"{path} has hidden_act={act}, and the config encoder.gelu="
       f"{encoder.gelu}: give the same, or other weights"
     )
-  if (epsilon := found.get("layer_norm_eps", 0.0)) > 1e-5:
+  if (epsilon := found.get("layer_norm_eps") or 0.0) > 1e-5:
     raise errors.UserError(
       f"{path} has layer_norm_eps={epsilon}, and the encoder's norms 1e-6: "
       "give other weights"

@@ -475,7 +475,8 @@ def layer_depths(params):
 
 def _check_numbers(**given):
   for name, value in given.items():
-    if isinstance(value, str) or not callable(value) and (value or 0) < 0:
+    negative = isinstance(value, int | float) and value < 0
+    if negative or isinstance(value, str):
       raise errors.UserError(f"optimizer.{name}={value}: give 0 or more")
 
 
