@@ -12,12 +12,12 @@ the authors' strength 0.8149 and 0.8469 (`benchmarks/league.csv`). Not yet
 reproduced with batches of 64.
 
 With `--config.augment.strength=1 --config.augment.flip_p=0.5`, two CPU cores,
-6,090 steps: kNN 0.8482, linear 0.8613, one seed; raw pixels 0.8447 and 0.8458, this encoder before
-training 0.7657 and 0.7607. A step took 0.175 s by itself, 18 minutes in all;
-this run shared the machine. Small batches are what matters here: with that
-strength, after one epoch on nine tenths of the training set, kNN on the other
-tenth was 0.831 with batches of 64 and 0.786 with 256; 6 epochs with 256 gave
-0.8315 and 0.8521.
+6,090 steps: kNN 0.8482, linear 0.8613, one seed; raw pixels 0.8447 and 0.8458,
+this encoder before training 0.7657 and 0.7607. A step took 0.175 s by itself,
+18 minutes in all; this run shared the machine. Small batches are what matters
+here: with that strength, after one epoch on nine tenths of the training set,
+kNN on the other tenth was 0.831 with batches of 64 and 0.786 with 256; 6 epochs
+with 256 gave 0.8315 and 0.8521.
 """
 
 from ssljax import config as config_lib
