@@ -580,26 +580,24 @@ def test_a_group_may_have_a_momentum_of_its_own():
   np.testing.assert_allclose(moved[1]["head"]["w"], -0.1, rtol=1e-6)
 
 
-def test_the_first_group_that_matches_has_the_momentum():
-  groups = (dict(match="^head/", momentum=0.0), dict(match="", momentum=0.5))
+@pytest.mark.parametrize(
+  "groups, body, head",
+  [
+    (({"momentum": 0.0}, {"match": "", "momentum": 0.5}), -0.15, -0.1),
+    # One that names none leaves it to no later one.
+    (({"lr_mult": 1.0}, {"match": "w", "momentum": 0.0}), -0.1, -0.19),
+  ],
+)
+def test_the_first_group_that_matches_has_the_momentum(groups, body, head):
+  first, second = groups
+  groups = ({"match": "^head/"} | first, second)
   tx = optim.make(name="sgd", learning_rate=0.1, groups=groups)
   params = {"body": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
   state = tx.init(params)
   for _ in range(2):
     updates, state = tx.update(params, state, params)
-  np.testing.assert_allclose(updates["body"]["w"], -0.15, rtol=1e-6)
-  np.testing.assert_allclose(updates["head"]["w"], -0.1, rtol=1e-6)
-
-
-def test_a_group_without_a_momentum_leaves_it_to_no_later_one():
-  groups = (dict(match="^head/", lr_mult=1.0), dict(match="w", momentum=0.0))
-  tx = optim.make(name="sgd", learning_rate=0.1, groups=groups)
-  params = {"body": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
-  state = tx.init(params)
-  for _ in range(2):
-    updates, state = tx.update(params, state, params)
-  np.testing.assert_allclose(updates["body"]["w"], -0.1, rtol=1e-6)
-  np.testing.assert_allclose(updates["head"]["w"], -0.19, rtol=1e-6)
+  np.testing.assert_allclose(updates["body"]["w"], body, rtol=1e-6)
+  np.testing.assert_allclose(updates["head"]["w"], head, rtol=1e-6)
 
 
 def test_second_moments_are_float32_whatever_the_parameters_are():
