@@ -4,9 +4,9 @@
   ssljax evaluate --workdir=W
 
 Temperature, rate, queue, momentum and, but for flips, views are those of MoCo's
-config, which with flips has 0.8245 and 0.8458 in as many steps; the loss is symmetric, as in lightly's
-benchmarks. One core of a CPU, 1,170 steps of 3.75 s beside other work, one
-seed: kNN 0.8195, linear 0.8539.
+config, which with flips has 0.8245 and 0.8458 in as many steps; the loss is
+symmetric, as in lightly's benchmarks. One core of a CPU, 1,170 steps of 3.75 s
+beside other work, one seed: kNN 0.8195, linear 0.8539.
 """
 
 from ssljax import config as config_lib
