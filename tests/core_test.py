@@ -364,9 +364,7 @@ def test_keys_depend_on_step_and_place_alone():
 
 
 def batch_norm_method(axis_name=None, name="simclr"):
-  encoder = resnet.make(
-    variant="10", width=4, stem="cifar", axis_name=axis_name
-  )
+  encoder = resnet.make(variant="6", width=4, stem="cifar", axis_name=axis_name)
   if name == "moco":
     return moco.make(encoder, out_dim=8, queue_size=64, bn_groups=4)
   if name == "mocov3":

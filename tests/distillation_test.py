@@ -141,7 +141,7 @@ def toys_views(batch):
 
 @pytest.mark.slow  # DINO's config of a ResNet has such crops, too
 def test_a_resnet_learns_from_crops_of_two_sizes():
-  encoder = resnet.make(variant="10", width=4, stem="cifar")
+  encoder = resnet.make(variant="6", width=4, stem="cifar")
   states, metrics = train(make_dino(encoder, head_norm=True), 2)
   assert np.isfinite(metrics[-1]["loss"])
   teacher = states[-1].method_state["teacher"]["batch_stats"]

@@ -51,7 +51,7 @@ def make_aim(**options):
 
 
 def make_cpc(**options):
-  encoder = resnet.make(variant="10", width=4, stem="cifar", norm="layer")
+  encoder = resnet.make(variant="6", width=4, stem="cifar", norm="layer")
   sizes = dict(patch=4, stride=2, rows=(1,), target_dim=8, context_dim=16)
   return cpc.make(encoder, **(sizes | options))
 
@@ -349,7 +349,7 @@ def test_overlapping_patches_are_the_images():
 
 @pytest.mark.slow
 def test_layer_norm_keeps_images_apart():
-  encoder = resnet.make(variant="10", width=4, stem="cifar", norm="layer")
+  encoder = resnet.make(variant="6", width=4, stem="cifar", norm="layer")
   x = jnp.asarray(noise(3)[:, 0], jnp.float32)
   variables = encoder.init(RNG, x, train=False)
   assert set(variables) == {"params"}

@@ -131,7 +131,7 @@ def test_mocos_heads_start_as_torchs():
 
 def test_moco_shuffles_statistics():
   """Keys are normalised in other parts than queries, and neither by all."""
-  encoder = resnet.make(variant="10", width=4, stem="cifar")
+  encoder = resnet.make(variant="6", width=4, stem="cifar")
   views = np.random.default_rng(0).normal(size=(16, 1, 8, 8, 1))
   batch = {  # both views the same
     "views": np.repeat(views, 2, axis=1).astype(np.float32),

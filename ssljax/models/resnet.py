@@ -17,6 +17,7 @@ from ssljax.models import norm as norms
 from ssljax.models import remat
 
 _STAGES = {
+  "6": (1, 1),
   "10": (1, 1, 1, 1),
   "18": (2, 2, 2, 2),
   "34": (3, 4, 6, 3),
@@ -34,7 +35,7 @@ _STEMS = {
 
 
 def make(*, variant: str, **options) -> "ResNet":
-  """Returns the ResNet `variant`: 10, 18, 34, 50 or 101.
+  """Returns the ResNet `variant`: 6, 10, 18, 34, 50 or 101.
 
   Raises:
     UserError: another variant, or an option that is not a field.
@@ -55,7 +56,8 @@ class ResNet(nn.Module):
   is a mean of biased variances, as Flax has it; torch's are unbiased.
 
   Attributes:
-    variant: 18, 34, 50 or 101, or 10, one block a stage, for quick runs.
+    variant: 18, 34, 50 or 101; 10 has one block a stage, 6 has two stages of
+      one block, for tiny images.
     width: channels of the first stage; 64 is the paper's.
     stem: "imagenet" (7 x 7 of stride 2, max pool), "cifar" (3 x 3),
       "cifar_pad2" (solo-learn's: padded by 2, a map that is 2 wider) or "small"
@@ -97,8 +99,9 @@ class ResNet(nn.Module):
     del key  # nothing here is random
     if not (keep is None and mask is None and attention_mask is None):
       raise ValueError("a ResNet takes no keep, mask or attention_mask")
-    if not all(0 <= i < 4 for i in layers):
-      raise ValueError(f"layers={layers}: a ResNet has the stages 0 to 3")
+    last = len(_STAGES[self.variant]) - 1
+    if not all(0 <= i <= last for i in layers):
+      raise ValueError(f"layers={layers}: a ResNet has the stages 0 to {last}")
     conv = functools.partial(
       nn.Conv,
       use_bias=False,
