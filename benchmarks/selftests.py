@@ -24,10 +24,7 @@ from ssljax import selftest
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROWS = os.path.join(_ROOT, "benchmarks", "selftests.csv")
-_CACHE = {
-  "JAX_COMPILATION_CACHE_DIR": os.path.join(_ROOT, "runs", "compiled"),
-  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-}
+_CACHE = {"JAX_COMPILATION_CACHE_DIR": os.path.join(_ROOT, "runs", "compiled")}
 _XLA = {"devices": {"XLA_FLAGS": "--xla_backend_optimization_level=0"}}
 _FIELDS = ("test", "method", "passed", "seconds", "failures", "git")
 _OF_ALL = ("resume", "devices", "nan")

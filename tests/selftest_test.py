@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import jax
 import pytest
@@ -12,6 +13,14 @@ from ssljax import selftest
 from ssljax.selftest import trial
 
 CONFIG = "configs/mae_vit_fashion_mnist.py:quick"
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """Of the runs, where a test does not say how many."""
+  count = "--xla_force_host_platform_device_count="
+  flags = os.environ["XLA_FLAGS"].replace(f"{count}8", f"{count}1")
+  monkeypatch.setenv("XLA_FLAGS", flags)
 
 
 # `resume` is quick, and all others are run with the slow tests.

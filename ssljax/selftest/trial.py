@@ -51,13 +51,12 @@ class Trial:
     self.failures = []
     # Every step is told, so that it can be waited for.
     self._flags = [f"--config={config}", "--config.log_every=1", *overrides]
-    self._environment = {
-      **os.environ,
-      # The runs are of one program, which is compiled once.
-      "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-        "JAX_COMPILATION_CACHE_DIR", os.path.join(folder, "compiled")
-      ),
-    }
+    self._environment = dict(os.environ)
+    # The runs are of one program, which is compiled once, with all around it.
+    folder = os.path.join(folder, "compiled")
+    self._environment.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    self._environment.setdefault(name, "0")
 
   def say(self, text: str) -> None:
     print(f"selftest: {text}", file=sys.stderr, flush=True)
