@@ -159,7 +159,7 @@ def weights_of(encoder, layout, path, side=8, channels=1):
 @pytest.mark.slow
 def test_commands_with_a_resnet(tmp_path):
   file, workdir = str(tmp_path / "w.safetensors"), str(tmp_path / "run")
-  encoder = resnet.make(variant="6", width=16, stem="cifar")
+  encoder = resnet.make(variant="6", width=24, stem="cifar")
   params, stats, arrays = weights_of(encoder, "torchvision", file)
   flags = [f"--weights={file}", RESNET, f"--workdir={workdir}"]
   figures = ssljax("import", "--layout=torchvision", *flags)
