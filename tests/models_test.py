@@ -115,6 +115,21 @@ def test_resnet_shapes(variant, expansion, stem, wide, side):
   assert [s.shape for s in out["layers"]] == [(3, side**2, d), first]
 
 
+@pytest.mark.parametrize("variant, last", [("6", 1), ("18", 3)])
+def test_a_stage_that_a_resnet_lacks_is_refused(variant, last):
+  module = resnet.make(variant=variant, width=2, stem="cifar")
+  x = jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
+  call = lambda i: jax.eval_shape(
+    functools.partial(module.apply, train=False, layers=(i,)),
+    shapes(module, x),
+    x,
+  )
+  side, d = 8 // 2**last, 2 * 2**last
+  assert [s.shape for s in call(last)["layers"]] == [(3, side**2, d)]
+  with pytest.raises(ValueError, match=f"the stages 0 to {last}"):
+    call(last + 1)
+
+
 def test_resnet_values():
   module = resnet.make(variant="18", width=2, stem="cifar")
   x = images(side=16)
