@@ -533,7 +533,7 @@ def test_what_is_tuned_is_what_features_depend_on():
 
 @pytest.fixture(scope="module")
 def resnet():
-  flags = ["--config.mesh.data=1"]
+  flags = ["--config.mesh.data=1", "--config.encoder.width=8"]
   path = "configs/deepcluster_resnet18_fashion_mnist.py:quick"
   run = run_lib.build(config_lib.load(path, flags))
   return run, run_lib.init_state(run)
