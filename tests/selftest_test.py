@@ -85,6 +85,8 @@ def test_there_is_nothing_to_compare_on_one_device(monkeypatch):
 def test_simulated_devices_are_of_a_cpu(monkeypatch, tmp_path):
   started = []
   monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  kept = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+  monkeypatch.delenv(kept, raising=False)
   monkeypatch.setattr(
     trial.subprocess, "Popen", lambda *args, env, **kw: started.append(env)
   )
@@ -93,6 +95,7 @@ def test_simulated_devices_are_of_a_cpu(monkeypatch, tmp_path):
   both.start("eight", devices=8)
   assert [env["JAX_PLATFORMS"] for env in started] == ["cuda", "cpu"]
   assert "device_count=8" in started[1]["XLA_FLAGS"]
+  assert [env[kept] for env in started] == ["0", "0"]  # all is compiled once
 
 
 def test_a_single_checkpoint_is_too_few_to_damage():
