@@ -97,7 +97,7 @@ _DATA = {
 
 # Encoders for `:quick`, by the name of the module.
 _TINY = {
-  "resnet": dict(name="resnet", variant="6", width=24, stem="cifar"),
+  "resnet": dict(name="resnet", variant="6", width=32, stem="cifar"),
   "vit": dict(name="vit", variant="Mu/2"),
   "bert": dict(name="bert", variant="Mu", vocab=400, positions=64),
   "gpt": dict(name="gpt", variant="Mu", vocab=400, positions=64),

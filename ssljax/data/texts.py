@@ -10,7 +10,6 @@ import json
 import os
 import re
 import uuid
-from importlib import resources
 
 import numpy as np
 from absl import logging
@@ -349,12 +348,13 @@ class _Descriptions(_Documents):
       raise errors.UserError(
         f"descriptions has no split {split!r}: train or test"
       )
-    folder = resources.files("sklearn.datasets.descr")
-    files = sorted(f for f in folder.iterdir() if f.name.endswith(".rst"))
-    names = [f.name.removesuffix(".rst") for f in files]
+    folder = os.path.join(sources.sklearn_datasets(), "descr")
+    files = sorted(f for f in os.listdir(folder) if f.endswith(".rst"))
+    names = [name.removesuffix(".rst") for name in files]
     super().__init__(len(files), names)
     for label, file in enumerate(files):
-      paragraphs = file.read_text("utf-8").split("\n\n")
+      with open(os.path.join(folder, file), encoding="utf-8") as f:
+        paragraphs = f.read().split("\n\n")
       for i, text in enumerate(p for p in paragraphs if len(p) > 20):
         if (i % 5 == 4) == (split == "test"):
           self._add(text.encode(), label)
