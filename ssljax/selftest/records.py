@@ -5,9 +5,10 @@ import os
 import shutil
 
 import cv2
-from sklearn import datasets
+import numpy as np
 
 from ssljax.data import prepare
+from ssljax.data import sources
 from ssljax.data import texts
 
 _BAD, _IMAGES = 3, 200
@@ -89,9 +90,8 @@ def _folder(trial):
   """A folder of digits, some of them cut short; and the names of those."""
   folder = trial.workdir("images")
   os.makedirs(folder)
-  digits = datasets.load_digits().images[:_IMAGES]
-  for i, image in enumerate(digits):
-    image = (image * 15).astype("uint8")
+  digits = sources.make("digits", split="train").read(np.arange(_IMAGES))
+  for i, image in enumerate(digits["image"]):
     cv2.imwrite(os.path.join(folder, f"{i:03}.png"), image)
   bad = sorted(trial.rng.sample(range(_IMAGES), _BAD))
   bad = [f"{i:03}.png" for i in bad]
