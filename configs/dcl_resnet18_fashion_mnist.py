@@ -13,7 +13,7 @@ there, 0.8501 against 0.8632; with this one it seems not so
 --config.optimizer.learning_rate=0.6`; of two seeds that were trained on all
 images, on the test images 0.8693 and 0.8815.
 
-The league's smaller encoder has kNN 0.8550, linear 0.8648 in 1,170 steps of 256;
+The league's smaller one has kNN 0.8550, linear 0.8648 in 1,170 steps of 256;
 before training 0.7883 and 0.7753.
 """
 
