@@ -23,8 +23,8 @@ _CONSTANT, _DIRECTIONS = 0.01, 4
 # be lost. In 200 steps of `:quick` on digits, two CPU cores, one or two seeds:
 # projections that batch norm ends kept 0.94 to 0.97 where SimSiam and BYOL are
 # sound, and 0.18 to 0.46 without stop-gradient or predictor; MoCo's keys, which
-# start around a common direction, 0.34, and 0.02 to 0.06 with a temperature of
-# 0.001 or no momentum (these with a ResNet-18); DINO's targets 0.24, and 0.03
+# start around a common direction, at a rate of 0.1 0.28 to 0.34, and 0.01 to
+# 0.05 with a temperature of 0.001 or no momentum; DINO's targets 0.24, and 0.03
 # without centring and under 0.1 without sharpening. `tests/collapse_test.py`.
 _LOST = {"spread/projection": 0.5, "spread/keys": 0.1, "spread/targets": 0.1}
 
