@@ -7,7 +7,7 @@ kept in `runs/compiled`, for a test starts its run again and again; what
 test goes to `selftests.csv` beside this file, with the git commit; what is
 there is not run again, so that it can be made in parts: take the file away to
 begin anew. Prints each row as JSON, and ends with status 1 where one did not
-pass. `--jobs=2` are run side by side: much of a run is Python on one core.
+pass.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import time
-from concurrent import futures
 
 from benchmarks import rows as rows_lib
 from ssljax import config as config_lib
@@ -76,24 +75,18 @@ def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("--tests", default="", help="names between commas")
   parser.add_argument("--methods", default="", help="names between commas")
-  parser.add_argument("--jobs", type=int, default=1, help="run side by side")
   args = parser.parse_args()
   known = configs()
   tests = [t for t in args.tests.split(",") if t] or list(selftest.TESTS)
   methods = [m for m in args.methods.split(",") if m] or list(known)
   there = {(row["test"], row["method"]) for row in rows_lib.read(_ROWS)}
-  wanted = [
-    (test, method)
-    for test in tests
-    for method in methods
-    if (args.methods or test in _OF_ALL or method in _FAMILIES)
-    and (test, method) not in there
-  ]
-  with futures.ThreadPoolExecutor(args.jobs) as pool:
-    of = {pool.submit(run, test, known[m]): (test, m) for test, m in wanted}
-    for done in futures.as_completed(of):
-      passed, failures, seconds = done.result()
-      row = dict(zip(_FIELDS, (*of[done], passed, seconds, failures, git())))
+  for test in tests:
+    for method in methods:
+      wanted = args.methods or test in _OF_ALL or method in _FAMILIES
+      if not wanted or (test, method) in there:
+        continue
+      passed, failures, seconds = run(test, known[method])
+      row = dict(zip(_FIELDS, (test, method, passed, seconds, failures, git())))
       rows_lib.append(_ROWS, _FIELDS, row)
       print(json.dumps(row), flush=True)
   if any(row["passed"] != "True" for row in rows_lib.read(_ROWS)):

@@ -1,10 +1,8 @@
 """The record of the selftests: what is there is not run again, what failed is
 told."""
 
-import itertools
 import json
 import subprocess
-import threading
 import types
 
 import pytest
@@ -46,16 +44,6 @@ def test_three_are_of_all_methods_and_the_others_of_each_family(
   assert all(config.endswith(":quick") for _, config in ran)
   papers = ("imagenet", "wikipedia", "webtext")
   assert not any(name in config for _, config in ran for name in papers)
-
-
-def test_jobs_are_side_by_side(ran, monkeypatch):
-  both = threading.Barrier(2, timeout=20)  # passed by two at once alone
-  monkeypatch.setattr(selftests, "run", lambda *of: (both.wait() < 2, "", 1.0))
-  play(monkeypatch, "--tests=nan,corrupt", "--methods=byol,moco", "--jobs=2")
-  rows = selftests.rows_lib.read(selftests._ROWS)
-  tests, methods = ("nan", "corrupt"), ("byol", "moco")
-  expected = sorted(itertools.product(tests, methods))
-  assert sorted((row["test"], row["method"]) for row in rows) == expected
 
 
 def test_what_is_there_is_not_run_again_and_failures_end_with_1(
