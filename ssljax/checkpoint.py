@@ -7,6 +7,7 @@ then are earlier ones removed, which Orbax would do before.
 
 import concurrent.futures
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -22,6 +23,8 @@ from jax.experimental import multihost_utils
 from ssljax import digests
 from ssljax import errors
 from ssljax import sharding
+
+_FULL = errno.ENOSPC, errno.EDQUOT  # a disk, or what one may have of it
 
 
 class Checkpoints:
@@ -140,9 +143,11 @@ class Checkpoints:
     )
     kept = next((f"step {step}" for step in whole), "none")
     reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    full = any(os.strerror(e) in str(error) for e in _FULL)
+    mend = "make room" if full else "mend that"
     raise errors.SafeStop(
       f"a checkpoint could not be written ({reason}); the last good one, "
-      f"{kept}, is kept: make room and start again in the same workdir"
+      f"{kept}, is kept: {mend} and start again in the same workdir"
     ) from error
 
   def _folder(self, step):
@@ -243,7 +248,7 @@ def _remove(folder):
   """Of a checkpoint; what cannot be removed stays until the next time."""
   with contextlib.suppress(OSError):
     # Without digests first: what is half removed is not to look whole.
-    for path in glob.glob(os.path.join(folder, "digests.*")):
+    for path in glob.glob(os.path.join(glob.escape(folder), "digests.*")):
       os.remove(path)
     shutil.rmtree(folder)
 
@@ -286,7 +291,7 @@ def _set_aside(directory):
 def _reader(path, names):
   """Returns `read(name, place)`: a part of an array in Orbax's files."""
   context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}})
-  base = {"driver": "ocdbt", "base": f"file://{path}"}
+  base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
   opened = {
     name: ts.open(
       {

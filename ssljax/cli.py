@@ -162,14 +162,19 @@ def _train(argv):
     coordinator=None,
     processes=None,
     process=None,
-    heartbeat="100",
+    heartbeat=None,
   )
+  counts = ("processes", "process", "heartbeat")
   if values["coordinator"] is not None:
     from ssljax import sharding
 
-    counts = ("processes", "process", "heartbeat")
+    values["heartbeat"] = values["heartbeat"] or "100"
     sharding.connect(
       values["coordinator"], *(_number(values, name, int) for name in counts)
+    )
+  elif alone := [name for name in counts if values[name] is not None]:
+    raise errors.UserError(
+      f"--{alone[0]} is of several processes: give --coordinator=HOST:PORT too"
     )
   from ssljax import config
   from ssljax import train

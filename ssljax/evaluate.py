@@ -187,10 +187,12 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
     )
     return {"loss": loss, **metrics}
 
-  rows = []
+  rows, most = [], -1
   for first in range(0, len(source), size):
     places = np.arange(first, first + size)
     batch = source.read(order[np.minimum(places, len(source) - 1)])
+    if run.config.data.labels:
+      most = max(most, int(np.max(batch["label"])))
     batch["epoch"] = np.zeros(size, np.int32)
     some = features(state, sharding.put(batch, place))
     some = jax.tree.map(sharding.gather, some)
@@ -203,6 +205,11 @@ def held_out(run: run_lib.Run, state, data: str | None, split: str) -> dict:
     raise errors.UserError(
       f"the loss on {split} needs {size} examples, one for each device, and "
       f"there are {len(source)}: name a larger split"
+    )
+  if run.config.data.labels and not 0 <= most < run.source.num_classes:
+    raise errors.UserError(
+      f"labels of {split} go up to {most} (-1 is unknown), and the training "
+      f"has {run.source.num_classes} classes: leave loss out of --protocols"
     )
   if found:
     together = jax.tree.map(lambda *x: np.concatenate(x), *found)

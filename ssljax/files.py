@@ -52,7 +52,7 @@ def whole(path: str, mode: str = "w"):
 
 
 def rows(path: str) -> list[dict]:
-  """The objects of a file of JSON lines; none where there is no file.
+  """The rows of a file of JSON lines, which have a step each; none without it.
 
   A line that a kill cut short has no end, and is left out; so is one that a
   disk has lost, with a warning.
@@ -63,9 +63,12 @@ def rows(path: str) -> list[dict]:
   with open(path, errors="replace") as f:
     for line in f:
       if line.endswith("\n"):
-        try:
-          found.append(json.loads(line))
-        except ValueError:
+        row = None
+        with contextlib.suppress(ValueError):
+          row = json.loads(line)
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+          found.append(row)
+        else:
           logging.warning("%s: a damaged line is left out", path)
   return found
 

@@ -54,6 +54,7 @@ class Log:
     self._collapses = {}  # {what is watched: why it has collapsed, or None}
     self._peaks = {}  # of each spread
     self._rows = []  # fetched, not yet written
+    self._told_any = False  # whether this process has written a row
     self._path = os.path.join(workdir, "metrics.jsonl")
     rows = _drop_rows_after(self._path, start)
     self._spent_before = _spent(rows)  # by earlier processes
@@ -77,7 +78,8 @@ class Log:
     self._rate = f"{run.source.unit}_per_s"
     names = "loss", "train_s", "step_s", self._rate, "knn"
     self.figures = {"steps": start} | {name: before.get(name) for name in names}
-    self.figures |= {"collapsed": None, "skipped": 0, "goodput": None}
+    self.figures |= {"collapsed": None, "skipped": 0}
+    self.figures["goodput"] = _goodput(self._spent_before)
     for row in rows:
       self._judge(row)
 
@@ -114,6 +116,15 @@ class Log:
     self.figures["knn"] = knn
     self._emit({"step": step, "knn": knn})
     self.flush()
+
+  def finish(self, step):
+    """Tells what the seconds went to up to the end, the last save among them.
+
+    A process that found nothing to do tells nothing.
+    """
+    if self._told_any:
+      self._emit({"step": step} | self._seconds())
+      self.flush()
 
   def close(self):
     """Ends the log; a full disk is told by what failed first, not here."""
@@ -175,7 +186,7 @@ class Log:
     units = self._run.config.batch_size * self._run.source.per_example
     self.figures |= {
       "steps": step,
-      "loss": rows[-1][1]["loss"],
+      "loss": row["loss"],
       "train_s": round(self._before_s + seconds, 3),
       "step_s": round(step_s, 6),
       self._rate: round(units / step_s, 1),
@@ -183,11 +194,7 @@ class Log:
     row["learning_rate"] = float(self._run.learning_rate(step - 1))
     for name in ("train_s", "step_s", self._rate):
       row[name] = self.figures[name]
-    now, before = self._clock.read(), self._spent_before
-    spent = {k: s + before.get(k, 0.0) for k, s in now.items()}
-    row |= {f"{_SPENT}{k}": round(s, 3) for k, s in spent.items()}
-    self.figures["goodput"] = round(spent["step"] / sum(spent.values()), 4)
-    self._emit({"step": step} | row)
+    self._emit({"step": step} | row | self._seconds())
     shown = {
       "loss": f"{row['loss']:.4f}",
       self._rate.replace("_per_s", "/s"): f"{row[self._rate]:.0f}",
@@ -196,8 +203,16 @@ class Log:
       shown["knn"] = f"{self.figures['knn']:.4f}"
     self._bar.set_postfix(shown, refresh=False)
 
+  def _seconds(self):
+    """What the run's seconds went to until now, for a row."""
+    now, before = self._clock.read(), self._spent_before
+    spent = {k: s + before.get(k, 0.0) for k, s in now.items()}
+    self.figures["goodput"] = _goodput(spent)
+    return {_SPENT + k: round(s, 3) for k, s in spent.items()}
+
   def _emit(self, row):
     """Writes a row, and warns of a collapse, once of each kind."""
+    self._told_any = True
     for reason in self._judge(row):
       kind = reason.partition(":")[0]
       if kind not in self._warned:
@@ -278,8 +293,9 @@ def _drop_rows_after(path, step):
   The seconds that it took stay, as lost, in a row of their own: this process
   may be killed before it writes another. Returns the rows that stay.
   """
-  if not (rows := files.rows(path)):
+  if not os.path.exists(path):
     return []
+  rows = files.rows(path)
   kept = [row for row in rows if row["step"] <= step]
   spent = _spent(kept)
   lost = sum(_spent(rows).values()) - sum(spent.values())
@@ -298,6 +314,12 @@ def _not_written(path, error):
     f"{path} could not be written ({error.strerror}); the checkpoints are "
     "kept: make room and start again in the same workdir"
   )
+
+
+def _goodput(spent):
+  """The share of "step" in the seconds by kind; None of none."""
+  whole = sum(spent.values())
+  return round(spent.get("step", 0.0) / whole, 4) if whole else None
 
 
 def _spent(rows):

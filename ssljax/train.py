@@ -50,14 +50,15 @@ def train(config, workdir: str) -> dict:
   """
   clock = clock_lib.Clock(config.watchdog_s)
   folder = os.path.join(workdir, "checkpoints")
-  # Without one it is what a try that failed has left, to be written anew.
-  begun = bool(checkpoint.steps_in(folder))
-  if begun:
+  if "[" in workdir:
+    raise errors.UserError(
+      f"--workdir={workdir} has a bracket, and Orbax finds no checkpoints "
+      "below one: give another"
+    )
+  if checkpoint.steps_in(folder):  # before the data are read
     _refuse_another_config(config, workdir)
   run = run_lib.build(config)
-  if begun:
-    _refuse_other_files(run, workdir)
-    refuse_other_examples(run, workdir)
+  _refuse_another_run(run, workdir)
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
@@ -184,6 +185,7 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
     due = sets and _evaluates(run, start)
     if due and sharding.of_first(start not in log.knn):
       _evaluate(run, state, sets, log, clock)  # it ended before it had
+    stops = False
     for update in updates(run, state, step_fn, clock=clock):
       done, state = update.step, update.state
       log.add(done, update.metrics, update.batch["index"])
@@ -203,9 +205,13 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
       if evaluates and not stops:
         _evaluate(run, state, sets, log, clock)
       if stops:
-        checkpoints.wait()
-        logging.warning("SIGTERM: saved step %d", done)
-        raise SystemExit(143)
+        break
+    with clock.of("save"):
+      checkpoints.wait()
+    log.finish(int(state.step))
+    if stops:
+      logging.warning("SIGTERM: saved step %d", done)
+      raise SystemExit(143)
   return state
 
 
@@ -315,6 +321,17 @@ class _Terminated:
     return self._came
 
 
+def _refuse_another_run(run, workdir):
+  """Raises UserError where the workdir holds a run of another config or data.
+
+  Without a checkpoint it is what a failed try has left, to be written anew.
+  """
+  if checkpoint.steps_in(os.path.join(workdir, "checkpoints")):
+    _refuse_another_config(run.config, workdir)
+    _refuse_other_files(run, workdir)
+    refuse_other_examples(run, workdir)
+
+
 def _refuse_another_config(config, workdir):
   path = os.path.join(workdir, "config.json")
   if not os.path.exists(path):
@@ -371,6 +388,7 @@ def _claimed(run, workdir):
       try:
         os.makedirs(workdir, exist_ok=True)
         stack.enter_context(files.alone(workdir))
+        _refuse_another_run(run, workdir)  # that ended while this one began
         config_lib.save(run.config, os.path.join(workdir, "config.json"))
         run_lib.keep_data(run.source, workdir)
         path = os.path.join(workdir, "environment.json")
@@ -394,16 +412,9 @@ def _own_folder(workdir):
 
 def environment() -> dict:
   """Versions, devices and the git commit: what a number depends on."""
-  git = subprocess.run(
-    ["git", "rev-parse", "HEAD"],
-    cwd=os.path.dirname(os.path.abspath(__file__)),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
   return {
     "ssljax": ssljax.__version__,
-    "git": git.stdout.strip() or None,
+    "git": _commit(),
     "python": platform.python_version(),
     "jax": jax.__version__,
     "numpy": np.__version__,
@@ -413,6 +424,21 @@ def environment() -> dict:
     "processes": jax.process_count(),
     "cpus": _cpus(),
   }
+
+
+def _commit():
+  """That of git; None outside a repository, or without git."""
+  try:
+    git = subprocess.run(
+      ["git", "rev-parse", "HEAD"],
+      cwd=os.path.dirname(os.path.abspath(__file__)),
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+  except OSError:
+    return None
+  return git.stdout.strip() or None
 
 
 def _cpus():

@@ -215,3 +215,21 @@ def test_statistics_may_be_of_as_many_channels_as_there_are():
   for wrong in (0.5, ()):
     with pytest.raises(errors.UserError, match="give a list of numbers"):
       make(mean=wrong)
+
+
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    (dict(local_views=-1), "local_views=-1: give a whole number"),
+    (dict(flip_p=(0.5, 0.5)), "flip_p=.*: give one number for all views"),
+    (dict(blur_p=[1.0, 0.1, 0.1]), "is not of 2 views"),
+  ],
+)
+def test_options_that_would_fail_inside_are_told(options, words):
+  with pytest.raises(errors.UserError, match=words):
+    augment.make("byol", size=(32, 32), **options)
+
+
+def test_lists_are_as_good_as_tuples():
+  lists = augment.make("byol", size=(32, 32), blur_p=[1.0, 0.1])
+  jax.eval_shape(lists, batch_of(2))

@@ -307,3 +307,24 @@ def test_a_save_that_fails_without_a_word_is_named(tmp_path):
   with pytest.raises(errors.SafeStop, match="TimeoutError.*none, is kept"):
     checkpoints._failed(TimeoutError())
   checkpoints.close()
+
+
+@pytest.mark.parametrize("name", ["p%41x", "run#3", "q?x", "a b*é"])
+def test_any_name_of_a_folder_will_do(tmp_path, name):
+  folder = tmp_path / name / "checkpoints"
+  checkpoints = checkpoint.Checkpoints(str(folder), keep=1)
+  for step in (1, 2):
+    checkpoints.save(step, _state(step))
+  checkpoints.wait()
+  checkpoints.close()
+  assert checkpoint.steps_in(str(folder)) == [2]
+  jax.tree.map(np.testing.assert_array_equal, _restored(folder), _state(2))
+
+
+def test_room_is_asked_for_where_it_lacks(tmp_path):
+  checkpoints = checkpoint.Checkpoints(str(tmp_path))
+  with pytest.raises(errors.SafeStop, match="is kept: make room and start"):
+    checkpoints._failed(ValueError("pwrite: No space left on device (os 28)"))
+  with pytest.raises(errors.SafeStop, match="is kept: mend that and start"):
+    checkpoints._failed(OSError(5, "Input/output error"))
+  checkpoints.close()

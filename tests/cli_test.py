@@ -315,3 +315,14 @@ def test_modules_of_the_current_folder_are_found(
     line = mistake("train", "--config.method.name=our_lab.vicreg")
     assert "our_lab.vicreg has no `make`: give it one" in line
   assert sys.path == [str(tmp_path), *elsewhere]
+
+
+@pytest.mark.parametrize("flag", ["processes=2", "process=0", "heartbeat=9"])
+def test_several_processes_need_a_coordinator(mistake, flag):
+  line = mistake("train", f"--{flag}")
+  assert line.startswith(f"ssljax: --{flag.partition('=')[0]} is of several")
+  assert "give --coordinator=HOST:PORT" in line
+
+
+def test_a_bracket_in_the_workdir_is_refused(mistake, tmp_path):
+  assert "has a bracket" in mistake("train", f"--workdir={tmp_path}/lr[0.1]")

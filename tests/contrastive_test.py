@@ -402,6 +402,24 @@ def test_labels_and_their_number_reach_the_method():
   assert 0 <= figures["test_train_accuracy"] <= 1
 
 
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_held_out_loss_of_labels_that_are_not_known_is_none(
+  monkeypatch, label
+):
+  run = run_lib.build(config_of("supervised", "--config.batch_size=32"))
+  state, open_source = run_lib.init_state(run), run_lib.open_source
+
+  def others(*args, **options):
+    source = open_source(*args, **options)
+    read, label_of = source.read, lambda i: np.full(len(i), label, np.int32)
+    source.read = lambda i: read(i) | {"label": label_of(i)}
+    return source
+
+  monkeypatch.setattr(run_lib, "open_source", others)
+  with pytest.raises(errors.UserError, match=f"test go up to {label} "):
+    evaluate.held_out(run, state, None, "test")
+
+
 def test_a_held_out_loss_of_whole_batches_is_their_mean():
   run = run_lib.build(config_of("simclr", "--config.batch_size=128"))
   state = run_lib.init_state(run)

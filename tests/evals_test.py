@@ -254,8 +254,11 @@ def changed(sets, i, value):
     (lambda s: changed(s, 1, 10), r"training labels are in \[0, 10\]"),
     (lambda s: changed(s, 3, -1), "test labels"),
     (lambda s: [s[0], s[1], s[2][:, :5], s[3]], r"test features \(397, 5\)"),
-    (lambda s: [s[0], s[1][:9], s[2], s[3]], "do not fit 9 labels"),
+    (lambda s: [s[0], s[1][:9], s[2], s[3]], r"do not fit labels \(9,\)"),
     (lambda s: [s[0][:9], s[1][:9], s[2], s[3]], "9"),
+    (lambda s: [*s[:3], s[3][:, None]], r"do not fit labels \(397, 1\)"),
+    (lambda s: [s[0], s[1][:, None], *s[2:]], r"do not fit labels \(1400, 1\)"),
+    (lambda s: [s[0][..., None], s[1], s[2][..., None], s[3]], r"give \[n d\]"),
   ],
 )
 def test_mistakes_name_the_mend(protocol, change, message, digits):

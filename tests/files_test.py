@@ -72,9 +72,12 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_beside(
 def test_rows_that_are_damaged_are_left_out(tmp_path, caplog):
   path = tmp_path / "metrics.jsonl"
   assert files.rows(str(path)) == []
-  path.write_bytes(b'{"step": 1}\n\0\0\xff\n{"step": 3}\n{"step"')
+  path.write_bytes(
+    b'{"step": 1}\n\0\0\xff\n{"stfp": 2}\n{"step": "2"}\n3\n'
+    b'{"step": 3}\n{"step"'
+  )
   assert files.rows(str(path)) == [{"step": 1}, {"step": 3}]
-  assert caplog.text.count("a damaged line is left out") == 1
+  assert caplog.text.count("a damaged line is left out") == 4
 
 
 def test_what_is_equal_is_left_alone(tmp_path):

@@ -1,5 +1,6 @@
 import collections
 import json
+import time
 import types
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_a_row_is_of_its_steps(tmp_path, monkeypatch):
   log.close()
   rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
   assert [row["loss"] for row in rows] == [2.0, 6.0]
-  assert log.figures["loss"] == 8.0
+  assert log.figures["loss"] == 6.0
   assert [row["learning_rate"] for row in rows] == [1.5, 3.5]
   for row in (*rows, log.figures):
     assert row["image_per_s"] == round(8 / row["step_s"], 1)
@@ -151,3 +152,39 @@ def test_the_log_is_whole_while_it_is_cut(tmp_path, monkeypatch):
   with pytest.raises(errors.SafeStop, match="No space left.* make room"):
     _log(_run(nonfinite="stop"), tmp_path, start=2)
   assert path.read_text() == before
+
+
+def test_the_last_evaluation_and_save_are_in_the_seconds(tmp_path):
+  log = _log(_run(nonfinite="stop"), tmp_path)
+  log._clock.switch("step")
+  time.sleep(0.1)
+  for step in range(1, 5):
+    log.add(step, {"loss": 1.0, "grad_norm": 1.0}, np.array([step]))
+  log.flush()
+  before = log.figures["goodput"]
+  with log._clock.of("evaluate"):
+    time.sleep(0.2)
+  log.evaluated(4, 0.5)
+  log.finish(4)
+  log.close()
+  *_, last = map(json.loads, open(tmp_path / "metrics.jsonl"))
+  assert last["step"] == 4 and last["seconds/evaluate"] >= 0.2
+  spent = {k: v for k, v in last.items() if k.startswith("seconds/")}
+  share = spent["seconds/step"] / sum(spent.values())
+  assert log.figures["goodput"] == pytest.approx(share, abs=1e-2)
+  assert 0 < log.figures["goodput"] < before
+  # One that finds nothing to do tells what it finds, and adds nothing.
+  text = (tmp_path / "metrics.jsonl").read_text()
+  again = _log(_run(nonfinite="stop"), tmp_path, start=4)
+  again.finish(4)
+  again.close()
+  assert (tmp_path / "metrics.jsonl").read_text() == text
+  told = lambda log: {k: log.figures[k] for k in ("loss", "goodput", "knn")}
+  assert told(again) == pytest.approx(told(log), abs=1e-3)
+
+
+def test_half_a_row_alone_is_cut_off(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 2, "lo')
+  _log(_run(nonfinite="stop"), tmp_path).close()
+  assert path.read_text() == ""

@@ -262,6 +262,22 @@ def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
   monkeypatch.setattr(plan_lib, "compile_step", peak)
   tiny = chip._replace(hbm=1e6)
   assert plan_lib._largest(run, tiny) == 0
+  # Of smaller batches an epoch has more steps, and so has the warm-up.
+  schedule = {"name": "cosine", "warmup_epochs": 1.5}
+  config = config_lib.load(QUICK, ["--config.mesh.data=2"])
+  config = plan_lib.changed(config, steps=40, batch_size=64)
+  with config.unlocked():
+    config.schedule = schedule
+  small = chip._replace(hbm=5_000_000 + 12_345 * 20)
+  assert 16 <= plan_lib._largest(run_lib.build(config), small) <= 20
+
+
+def test_what_lacks_room_is_told_with_what_was_asked_for():
+  row = {"peak_bytes": 3 << 30, "memory_bytes": 2 << 30}
+  assert plan_lib._lacks(row) == "a chip needs 3.00 GiB and has 2.00"
+  row |= {"remat": {"full": 1 << 29}, "largest_batch": 48}
+  line = plan_lib._lacks(row)
+  assert "with config.encoder.remat=full 0.50, the largest batch is 48" in line
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,13 @@ def test_record(labelled, tmp_path):
   assert record.last(two.rows, "step") == 5
   assert record.series(two.rows)["loss"] == record.series(one.rows)["loss"]
   assert one.starts == 1 and 0 < two.wall_s <= one.wall_s < 3600
+  whole = events.read_bytes()
+  record_of = lambda: record.read([workdir])[0].wall_s
+  cut = record_of()
+  events.write_bytes(whole[: -len(whole) // 4] + bytes(999))  # a power cut
+  assert 0 < record_of() <= cut
+  events.write_bytes(whole[:-40] + bytes([255]) * 40)
+  assert 0 <= record_of() <= cut
   assert record.flat({"a": {"b": 1, "c": {}}}) == {"a.b": 1, "a.c": {}}
 
 

@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import subprocess
+import sys
+import types
 
 import jax
 import pytest
@@ -102,6 +105,19 @@ def test_a_single_checkpoint_is_too_few_to_damage():
   few = ["--config.checkpoint.keep=1", "--config.steps=8"]
   with pytest.raises(errors.UserError, match="kept 1 checkpoint: give --conf"):
     selftest.selftest("corrupt", config=CONFIG, overrides=few)
+
+
+def test_a_run_that_crashes_has_not_passed(monkeypatch, capsys):
+  crash = [sys.executable, "-c", "raise SystemExit('ValueError: it broke')"]
+  start = lambda *_, **options: subprocess.Popen(crash, **options)
+  popen = types.SimpleNamespace(
+    Popen=lambda command, **options: start(**options), PIPE=subprocess.PIPE
+  )
+  monkeypatch.setattr(trial, "subprocess", popen)
+  assert cli.main(["selftest", "nan", f"--config={CONFIG}"]) == 1
+  figures = json.loads(capsys.readouterr().out)
+  assert not figures["passed"] and figures["test"] == "nan"
+  assert "status 1, not 3: ValueError: it broke" in figures["failures"][0]
 
 
 @pytest.mark.slow

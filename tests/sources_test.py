@@ -1,6 +1,7 @@
 """Sources: what is read from TFDS, folders and arrays, and what is refused."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -199,6 +200,40 @@ def test_what_cannot_be_listed_is_told(folder, monkeypatch):
     sources.make(name, split="all")
 
 
+def test_a_folder_beside_the_splits_may_be_unreadable(folder, monkeypatch):
+  name = folder(
+    {
+      "train/ant/a.png": picture(0),
+      "test/bee/a.png": picture(1),
+      "lost+found/b.png": picture(2),
+    }
+  )
+  scandir = os.scandir
+
+  def refused(path):
+    if str(path).endswith("lost+found"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refused)
+  source = sources.make(name, split="train", labels=True)
+  assert source.class_names == ["ant", "bee"]
+
+
+def test_npy_whose_header_is_damaged_is_corrupt(folder):
+  whole = io.BytesIO()
+  np.save(whole, picture(0))
+  zipped = io.BytesIO()
+  np.savez(zipped, picture(0))
+  data = whole.getvalue()
+  broken = data[:12] + b"(" + data[13:]  # no end of its brackets
+  huge = data.replace(b"(12, 16, 3)", b"(99999999999, 99999, 3)")
+  files = {"a.npy": broken, "b.npy": zipped.getvalue(), "c.npy": huge}
+  got = read_all(folder(files | {"d.npy": picture(1)}), max_corrupt=3)
+  for row in range(3):
+    np.testing.assert_array_equal(got["image"][row], picture(1))
+
+
 def test_hidden_files_are_no_examples_and_hidden_folders_no_classes(folder):
   name = folder(
     {
@@ -294,6 +329,9 @@ def test_arrays():
   np.testing.assert_array_equal(got["index"], [2, 0])
   with pytest.raises(errors.UserError, match="float64"):
     sources.ArraySource({"image": image / 255.0})
+  for label in ([0, 1], [[0], [1], [2]]):
+    with pytest.raises(errors.UserError, match=r"for 3 images: give \[n\]"):
+      sources.ArraySource({"image": image, "label": label})
 
 
 def test_digits():
@@ -364,6 +402,8 @@ def test_tfds_slices(tiny_tfds):
   np.testing.assert_array_equal(got["image"], everything[10:20])
   np.testing.assert_array_equal(got["index"], range(10))
   assert len(make("train[:90%]")) == 36 and len(make("train+test")) == 48
+  with pytest.raises(errors.UserError, match="no examples in split 'train.5:2"):
+    make("train[5:2]")
   for wrong in ("valid", "train[:1o%]"):
     with pytest.raises(errors.UserError, match="there is .*train"):
       make(wrong)

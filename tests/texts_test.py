@@ -155,6 +155,8 @@ def test_any_tfds_set_with_a_text(tmp_path):
   assert [int(t[7:]) % 2 for t in source.texts] == list(label)
   with pytest.raises(errors.UserError, match="no feature 'text', but"):
     open_()
+  with pytest.raises(errors.UserError, match="'label' of sayings is not one"):
+    open_(feature="label")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
   (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"words": "y"}')
   with pytest.raises(errors.UserError, match="b.jsonl:2 is no JSON object"):
     open_folder(tmp_path, split="all")
+  (tmp_path / "b.jsonl").unlink()
+  (tmp_path / "c.txt").symlink_to("/nowhere/c")
+  with pytest.raises(errors.UserError, match="c.txt cannot be read .No such"):
+    open_folder(tmp_path, split="all")
+
+
+def test_what_is_not_utf8_is_told_and_marks_of_order_are_no_text(
+  tmp_path, caplog
+):
+  (tmp_path / "a.jsonl").write_bytes(b'{"text": "caf\xe9 au lait"}')
+  (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfonce upon a time")
+  source = open_folder(tmp_path, split="all")
+  assert "1 documents are not UTF-8" in caplog.text
+  assert source.texts == ["caf\ufffd au lait", "once upon a time"]
 
 
 def test_masks_are_of_the_epoch_and_the_example():

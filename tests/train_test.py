@@ -337,6 +337,10 @@ def test_a_finished_run_tells_its_figures_again(config, whole, tmp_path):
   figures = ssljax("train", f"--config={config}", f"--workdir={copy}")
   assert figures["state_sha256"] == expected["state_sha256"]
   assert figures["resumed_from"] == 80 and figures["compiles"] == 0
+  told = ("steps", "loss", "train_s", "step_s", "goodput")
+  assert [figures[k] for k in told] == [
+    pytest.approx(expected[k], abs=1e-3) for k in told
+  ]
 
 
 def test_a_run_from_before_a_key_can_be_read_and_goes_on(
@@ -551,6 +555,27 @@ def test_a_try_that_failed_leaves_the_workdir_free(
   (tmp_path / "checkpoints" / "20").mkdir()
   line = _main([*flags, "--config.seed=1"])
   assert "another config (seed: 0 -> 1)" in line
+
+
+def test_a_run_that_ended_while_this_one_began_is_not_taken_over(
+  config, whole, tmp_path, monkeypatch
+):
+  workdir, build = str(tmp_path / "run"), run_lib.build
+
+  def slow(config, **options):
+    shutil.copytree(whole[0], workdir)
+    return build(config, **options)
+
+  monkeypatch.setattr(run_lib, "build", slow)
+  flags = [f"--config={config}", f"--workdir={workdir}", "--config.seed=1"]
+  assert "another config (seed: 0 -> 1)" in _main(["train", *flags])
+  assert config_lib.restore(os.path.join(workdir, "config.json")).seed == 0
+
+
+def test_without_git_the_commit_is_not_known(monkeypatch):
+  assert len(train.environment()["git"]) == 40
+  monkeypatch.setenv("PATH", "")
+  assert train.environment()["git"] is None
 
 
 def test_no_room_for_a_checkpoint_is_said_before_training(

@@ -60,11 +60,11 @@ def make(name: str, *, size, **overrides) -> Callable:
   preset = PRESETS[name]
   kinds = {key: type(value) for key, value in preset.items()}
   errors.refuse_options(f"augment {name!r}", overrides, kinds)
-  options = {**preset, **overrides}
+  options = {
+    k: tuple(v) if isinstance(v, list) else v
+    for k, v in {**preset, **overrides}.items()
+  }
   _check(options, size)
-  for key in ("mean", "std"):
-    if options[key] is not None:
-      options[key] = tuple(options[key])
   view = _centre if name == "none" else _random
 
   def augment(batch):
@@ -97,23 +97,28 @@ def _check(options, size):
   """Raises UserError for what would only fail inside."""
   for key in ("blur_p", "solarize_p"):
     value, views = options.get(key, 0.0), options.get("views", 1)
-    if isinstance(value, tuple | list) and len(value) != views:
+    if isinstance(value, tuple) and len(value) != views:
       raise errors.UserError(
         f"config.augment.{key}={value} is not of {views} views: give as many "
         "numbers, or one for all"
       )
   for key, many in (("jitter", 4), ("mean", None), ("std", None)):
     value = options.get(key)
-    ok = isinstance(value, tuple | list) and len(value) == (many or len(value))
+    ok = isinstance(value, tuple) and len(value) == (many or len(value))
     if value is not None and not (ok and len(value)):
       raise errors.UserError(
         f"config.augment.{key}={value}: give {many or 'a list of'} numbers, as "
         "'(A, ...)'"
       )
   for key in ("views", "local_views"):
-    if not isinstance(options.get(key, 1), int):
+    if not isinstance(options.get(key, 1), int) or options.get(key, 1) < 0:
       raise errors.UserError(
         f"config.augment.{key}={options[key]}: give a whole number"
+      )
+  for key in ("flip_p", "jitter_p", "gray_p", "local_blur_p", "strength"):
+    if isinstance(options.get(key), tuple):
+      raise errors.UserError(
+        f"config.augment.{key}={options[key]}: give one number for all views"
       )
   kernel = options.get("blur_kernel")
   if kernel is not None and (kernel < 1 or kernel % 2 == 0):

@@ -1,6 +1,7 @@
 """Decoding images and fitting them to one size, on the host."""
 
 import os
+import tokenize
 
 import cv2
 import numpy as np
@@ -36,7 +37,8 @@ def read_file(path: str) -> np.ndarray | None:
   """
   try:
     if os.path.splitext(path)[1].lower() == ".npy":
-      image = np.load(path, allow_pickle=False)
+      with open(path, "rb") as f:
+        image = np.lib.format.read_array(f, allow_pickle=False)
       if np.issubdtype(image.dtype, np.floating):
         if not (0 <= image.min() and image.max() <= 1):  # nor NaN
           return None
@@ -46,8 +48,8 @@ def read_file(path: str) -> np.ndarray | None:
       return image if image.ndim == 3 else image[..., None]
     with open(path, "rb") as f:
       return decode(f.read())
-  except (OSError, ValueError, EOFError):
-    return None
+  except (OSError, ValueError, EOFError, MemoryError, tokenize.TokenError):
+    return None  # the last two are of an .npy file whose header is damaged
 
 
 def fit(image, size=None, channels=None) -> np.ndarray:

@@ -128,6 +128,10 @@ class ArraySource(ImageSource):
     self._arrays.setdefault("index", np.arange(n, dtype=np.int32))
     if "label" in self._arrays:
       label = self._arrays["label"] = self._arrays["label"].astype(np.int32)
+      if label.shape != (n,):
+        raise errors.UserError(
+          f"{name}: labels are {label.shape} for {n} images: give [n]"
+        )
       num_classes = num_classes or int(label.max()) + 1
     self.name, self.shape, self.num_classes = name, image.shape[1:], num_classes
     self.class_names = class_names
@@ -415,7 +419,7 @@ class Folder:
     whole = split == "all" and not {"train", "test"} & set(splits)
     above = [""] if whole else splits
     classes = sorted(
-      {c for folder in above for c in _subfolders(os.path.join(path, folder))}
+      {c for folder in above for c in _classes(os.path.join(path, folder))}
     )
     self._class_of = {name: i for i, name in enumerate(classes)}
     self._root = root
@@ -470,6 +474,16 @@ def _raise(error):
     f"{error.filename} cannot be read ({error.strerror}): all files must be "
     "there before training starts"
   ) from error
+
+
+def _classes(path):
+  """The subfolders of a split; none of one that may not be read, as lost+found
+  of a disk."""
+  try:
+    return _subfolders(path)
+  except PermissionError:
+    logging.warning("%s may not be read: it has no classes here", path)
+    return []
 
 
 def _subfolders(path):

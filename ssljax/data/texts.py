@@ -4,6 +4,7 @@ Everything is held in memory as tokens. What an example is, one document, a
 piece of several, or a pair, is said by `rows`.
 """
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -367,8 +368,13 @@ class _Files(_Documents):
     folder = sources.Folder(path, split, _SUFFIXES, "texts")
     super().__init__(folder.num_classes, folder.class_names)
     for file in folder.paths:
-      with open(file, "rb") as f:
-        data = f.read()
+      try:
+        with open(file, "rb") as f:
+          data = f.read().removeprefix(codecs.BOM_UTF8)
+      except OSError as e:
+        raise errors.UserError(
+          f"{file} cannot be read ({e.strerror}): mend or remove it"
+        ) from e
       if not data.strip():
         raise errors.UserError(f"{file} is empty: fill or remove it")
       if file.lower().endswith(".txt"):
@@ -382,7 +388,9 @@ class _Files(_Documents):
 
   def _add_line(self, place, line, key, label):
     try:
-      row = json.loads(line.decode("utf-8", errors="replace"))
+      decoded = line.decode("utf-8", errors="replace")
+      self.broken += decoded.encode() != line
+      row = json.loads(decoded)
       text, label = row[key], int(row.get("label", label))
       self._add(text.encode(), label)
       if "label" in row:

@@ -1,5 +1,6 @@
 """Records of a TFDS dataset in ArrayRecord, read without TensorFlow."""
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -31,6 +32,14 @@ class Records:
       raise errors.UserError(
         f"{name} has no feature {needs!r}, but {', '.join(features)}"
       )
+    feature = features[needs]
+    if needs != "image" and (
+      feature.shape != () or np.issubdtype(feature.np_dtype, np.number)
+    ):
+      raise errors.UserError(
+        f"the feature {needs!r} of {name} is not one text: give "
+        f"--config.data.feature=NAME, of {', '.join(features)}"
+      )
     skip = {"image": tfds.decode.SkipDecoding()} if needs == "image" else None
     try:
       source = builder.as_data_source(split, decoders=skip)
@@ -45,14 +54,19 @@ class Records:
         "anew with another --config.data.data_dir"
       ) from e
     self._records = source.data_source
+    try:
+      self._size = len(self._records)
+    except ValueError:  # from a later example to an earlier one
+      self._size = 0
     self._name = f"{name}/{split}"
     self.identity = f"{builder.info.full_name} {split}"
     label = features["label"] if "label" in features else None
-    self.num_classes = getattr(label, "num_classes", None)
-    self.class_names = getattr(label, "names", None)
+    is_class = isinstance(label, tfds.features.ClassLabel)
+    self.num_classes = label.num_classes if is_class else None
+    self.class_names = label.names if is_class else None
 
   def __len__(self):
-    return len(self._records)
+    return self._size
 
   def name(self, i):
     return f"{self._name}[{i}]"

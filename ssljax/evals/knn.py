@@ -82,10 +82,12 @@ def check(train_x, train_y, test_x, test_y, num_classes: int) -> None:
     ("training", train_x, train_y),
     ("test", test_x, test_y),
   ):
-    if len(x) != len(y) or not len(x) or x.shape[1:] != train_x.shape[1:]:
+    dims = x.ndim, np.ndim(y)  # labels [n 1] would be compared with all
+    fit = len(x) == len(y) > 0 and x.shape[1:] == train_x.shape[1:]
+    if dims != (2, 1) or not fit:
       raise errors.UserError(
-        f"{name} features {x.shape} do not fit {len(y)} labels or training "
-        f"features {train_x.shape}: give [n d] and [n]"
+        f"{name} features {x.shape} do not fit labels {np.shape(y)} or "
+        f"training features {train_x.shape}: give [n d] and [n]"
       )
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():

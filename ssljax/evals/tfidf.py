@@ -47,7 +47,8 @@ def tfidf(
     train_x = vectorizer.fit_transform(train_texts)
   except ValueError as e:
     raise errors.UserError(
-      f"{len(train_texts)} training texts have no words in common: give more"
+      f"{len(train_texts)} training texts have no words in common: give more, "
+      "or --floors=0 where words have no spaces between them"
     ) from e
   test_x = vectorizer.transform(test_texts)
   words = "tfidf/1 words and pairs, in 2 documents or more, sublinear"

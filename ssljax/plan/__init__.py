@@ -299,13 +299,17 @@ def _largest(run, chip):
   if chip is None:
     return None
   unit = run.mesh.devices.size * run.config.accumulate
+  # Of so many epochs it may be longer than the run, where batches are smaller.
+  no_warmup = {k: 0 for k in run.config.schedule if k.startswith("warmup_")}
 
   def fits(n):
     if n * unit > len(run.source):
       return False
     try:
       # The schedule's own limits are not the memory's.
-      larger = _with(run, batch_size=n * unit, steps=run.total_steps)
+      larger = _with(
+        run, batch_size=n * unit, steps=run.total_steps, schedule=no_warmup
+      )
       peak, program = compile_step(larger, chip)
       return program is not None and peak <= chip.hbm
     except errors.UserError:
@@ -322,4 +326,9 @@ def _largest(run, chip):
 
 def _lacks(row):
   need, have = (row[k] / 2**30 for k in ("peak_bytes", "memory_bytes"))
-  return f"a chip needs {need:.2f} GiB and has {have:.2f}"
+  text = f"a chip needs {need:.2f} GiB and has {have:.2f}"
+  for kind, peak in row.get("remat", {}).items():
+    text += f", with config.encoder.remat={kind} {peak / 2**30:.2f}"
+  if "largest_batch" in row:
+    text += f", the largest batch is {row['largest_batch']}"
+  return text

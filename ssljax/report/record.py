@@ -8,6 +8,7 @@ import struct
 from typing import Any
 from typing import NamedTuple
 
+from google.protobuf import message
 from tensorboardX.proto import event_pb2
 
 from ssljax import errors
@@ -52,8 +53,8 @@ def _read(workdir, name):
   config = _json(os.path.join(workdir, "config.json"))
   if config is None:
     raise errors.UserError(f"no run in {workdir}: give a --workdir of `train`")
-  checkpoints = glob.glob(os.path.join(workdir, "checkpoints", "[0-9]*"))
-  if not any(os.path.basename(path).isdigit() for path in checkpoints):
+  pattern = os.path.join(glob.escape(workdir), "checkpoints", "[0-9]*")
+  if not any(os.path.basename(path).isdigit() for path in glob.glob(pattern)):
     raise errors.UserError(
       f"no checkpoint in {workdir}: run `train` with this --workdir until it "
       "has saved one"
@@ -130,7 +131,7 @@ def _json(path):
 
 def _last_evaluation(folder):
   """Of the last step, on the config's own data: others have longer names."""
-  paths = glob.glob(os.path.join(folder, "*.json"))
+  paths = glob.glob(os.path.join(glob.escape(folder), "*.json"))
   found = [_json(p) for p in paths if "-" not in os.path.basename(p)]
   found = [e for e in found if isinstance(e, dict) and is_number(e.get("step"))]
   return max(found, key=lambda e: e["step"], default=None)
@@ -138,7 +139,7 @@ def _last_evaluation(folder):
 
 def _wall(folder):
   """(files, seconds from the first event to the last or None)."""
-  paths = glob.glob(os.path.join(folder, "*tfevents*"))
+  paths = glob.glob(os.path.join(glob.escape(folder), "*tfevents*"))
   times = [t for path in paths for t in _first_and_last(path)]
   return len(paths), max(times) - min(times) if times else None
 
@@ -146,16 +147,20 @@ def _wall(folder):
 def _first_and_last(path):
   """The wall times of the first and the last event in a TensorBoard file.
 
-  A record is its length (uint64), 4 bytes of checksum, itself, and 4 more.
+  A record is its length (uint64), 4 bytes of checksum, itself, and 4 more. What
+  follows one that a disk has lost, or a kill has cut short, is left out.
   """
   with open(path, "rb") as f:
     data = f.read()
-  places, place = [], 0
+  times, place = [], 0
   while place + 12 <= len(data):
     (length,) = struct.unpack_from("<Q", data, place)
-    places.append(slice(place + 12, place + 12 + length))
+    record = data[place + 12 : place + 12 + length]
     place += 16 + length
-  if place > len(data):
-    places.pop()  # cut short by a kill
-  ends = places[:1] + places[-1:]
-  return [event_pb2.Event.FromString(data[end]).wall_time for end in ends]
+    if not record or place > len(data):
+      break
+    try:
+      times.append(event_pb2.Event.FromString(record).wall_time)
+    except message.DecodeError:
+      break
+  return times[:1] + times[-1:]

@@ -19,6 +19,10 @@ from ssljax import errors
 from ssljax import files
 
 
+class Failed(Exception):
+  """A run that ended otherwise than it must; nothing more can be tested."""
+
+
 class Ended(NamedTuple):
   """A process that ended: its status, its JSON line if any, and its stderr."""
 
@@ -133,12 +137,14 @@ class Trial:
     """Runs a command to its end, which must be with `status`.
 
     Raises:
-      UserError: it ended otherwise; then nothing more can be tested.
+      UserError: it ended with 2, a mistake in the config.
+      Failed: it ended otherwise.
     """
     ended = self.end(self.start(name, *flags, **options), name)
     if ended.status != status:
       lines = ended.stderr.strip().splitlines() or ["nothing on stderr"]
-      raise errors.UserError(
+      kind = errors.UserError if ended.status == 2 else Failed
+      raise kind(
         f"a run ended with status {ended.status}, not {status}: {lines[-1]}"
       )
     return ended
@@ -153,7 +159,7 @@ class Trial:
 
   def seconds(self, name) -> dict[str, float]:
     """What the run's seconds went to, by kind."""
-    rows = [row for row in self.rows(name) if "loss" in row]
+    rows = [row for row in self.rows(name) if "seconds/step" in row]
     return {kind: rows[-1][f"seconds/{kind}"] for kind in clock.KINDS}
 
   def last_step(self, name) -> int:
