@@ -72,3 +72,12 @@ def test_the_table_has_the_best_first_and_the_configs_own_in_bold(ran):
 def test_unknown_methods_end_with_the_known_ones():
   with pytest.raises(SystemExit, match="'simclear': one of .*simclr"):
     recipes.run("simclear", [])
+
+
+def test_swavs_multi_crop_is_the_recipe_that_its_figures_are_of():
+  path = league.path_of("swav") + ":multi_crop"
+  key = league.key_of(path, 0, recipes.flags_of(own=True), own=True)
+  rows = {row["key"]: row for row in recipes.rows_lib.read(recipes._ROWS)}
+  told = open(league.path_of("swav")).read()
+  for figure in ("knn", "linear"):
+    assert f"{float(rows[key][figure]):.4f}" in told
