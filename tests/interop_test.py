@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ssljax import cli
+from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
 from ssljax import interop
@@ -23,7 +24,6 @@ from ssljax import layouts_text
 from ssljax import run as run_lib
 from ssljax.methods import bert as bert_method
 from ssljax.models import bert
-from ssljax.models import resnet
 from ssljax.models import vit
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -159,7 +159,8 @@ def weights_of(encoder, layout, path, side=8, channels=1):
 @pytest.mark.slow
 def test_commands_with_a_resnet(tmp_path):
   file, workdir = str(tmp_path / "w.safetensors"), str(tmp_path / "run")
-  encoder = resnet.make(variant="6", width=24, stem="cifar")
+  config = config_lib.load(RESNET.removeprefix("--config="), [])
+  encoder = run_lib.make_encoder(config)
   params, stats, arrays = weights_of(encoder, "torchvision", file)
   flags = [f"--weights={file}", RESNET, f"--workdir={workdir}"]
   figures = ssljax("import", "--layout=torchvision", *flags)
