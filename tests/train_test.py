@@ -573,7 +573,6 @@ def test_a_run_that_ended_while_this_one_began_is_not_taken_over(
 
 
 def test_without_git_the_commit_is_not_known(monkeypatch):
-  assert len(train.environment()["git"]) == 40
   monkeypatch.setenv("PATH", "")
   assert train.environment()["git"] is None
 
