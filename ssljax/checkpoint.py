@@ -42,14 +42,19 @@ class Checkpoints:
 
     Raises:
       SafeStop: there were whole checkpoints, and all are damaged.
-      UserError: `keep` is below 1, or no step of several has digests: an older
-        version wrote them.
+      UserError: `keep` is below 1, there is a bracket in the path, or no step
+        of several has digests: an older version wrote them.
     """
     if keep < 1:
       raise errors.UserError(f"config.checkpoint.keep={keep}: give 1 or more")
+    self._directory = os.path.abspath(directory)
+    if "[" in self._directory:
+      raise errors.UserError(
+        f"{self._directory} has a bracket, and Orbax finds no checkpoints "
+        "below one: give another --workdir"
+      )
     self.knn = {}
     self._keep = keep
-    self._directory = os.path.abspath(directory)
     self._read_only = read_only
     self._wrong = {}  # by step, what `digests.wrong_file` said
     self._saved = None  # the future of the save under way

@@ -50,11 +50,6 @@ def train(config, workdir: str) -> dict:
   """
   clock = clock_lib.Clock(config.watchdog_s)
   folder = os.path.join(workdir, "checkpoints")
-  if "[" in workdir:
-    raise errors.UserError(
-      f"--workdir={workdir} has a bracket, and Orbax finds no checkpoints "
-      "below one: give another"
-    )
   if checkpoint.steps_in(folder):  # before the data are read
     _refuse_another_config(config, workdir)
   run = run_lib.build(config)

@@ -186,21 +186,30 @@ def test_a_folder_is_the_same_in_whatever_order_the_disk_has_it(
   np.testing.assert_array_equal(found[1].labels(), [0, 1])
 
 
-def test_what_cannot_be_listed_is_told(folder, monkeypatch):
-  name = folder({"ant/a.png": picture(0), "bee/a.png": picture(1)})
+@pytest.fixture
+def unlistable(monkeypatch):
+  """`unlistable(name, error)`: folders of that name cannot be listed."""
   scandir = os.scandir
 
-  def broken(path):
-    if str(path).endswith("bee"):
-      raise OSError(5, "Input/output error", str(path))
-    return scandir(path)
+  def refuse(name, error):
+    def refused(path):
+      if str(path).endswith(name):
+        raise error
+      return scandir(path)
 
-  monkeypatch.setattr(os, "scandir", broken)
+    monkeypatch.setattr(os, "scandir", refused)
+
+  return refuse
+
+
+def test_what_cannot_be_listed_is_told(folder, unlistable):
+  name = folder({"ant/a.png": picture(0), "bee/a.png": picture(1)})
+  unlistable("bee", OSError(5, "Input/output error", "a/bee"))
   with pytest.raises(errors.UserError, match="bee cannot be read .Input/out"):
     sources.make(name, split="all")
 
 
-def test_a_folder_beside_the_splits_may_be_unreadable(folder, monkeypatch):
+def test_a_folder_beside_the_splits_may_be_unreadable(folder, unlistable):
   name = folder(
     {
       "train/ant/a.png": picture(0),
@@ -208,14 +217,7 @@ def test_a_folder_beside_the_splits_may_be_unreadable(folder, monkeypatch):
       "lost+found/b.png": picture(2),
     }
   )
-  scandir = os.scandir
-
-  def refused(path):
-    if str(path).endswith("lost+found"):
-      raise PermissionError(13, "Permission denied", str(path))
-    return scandir(path)
-
-  monkeypatch.setattr(os, "scandir", refused)
+  unlistable("lost+found", PermissionError(13, "Permission denied"))
   source = sources.make(name, split="train", labels=True)
   assert source.class_names == ["ant", "bee"]
 
