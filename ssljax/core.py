@@ -142,7 +142,8 @@ def make_train_step(
     statistics_per_microbatch: allow batch norm to see a microbatch at a time,
       or one device's examples.
     skip_nonfinite: where the loss or the gradient's norm is not finite, leave
-      all but the number of the step as it was.
+      all but the number of the step as it was; also the optimiser's own count,
+      so that its schedules go on a step later.
 
   A batch is a dict of arrays [b ...]; the step adds `key` [b]. `rng` is a typed
   key, the same at every step, which folds in the number of the step.

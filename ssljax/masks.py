@@ -229,6 +229,15 @@ def places_of(mask: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
   return places, jnp.take_along_axis(mask, places, axis=-1)
 
 
+def require_hidden(batch: dict) -> None:
+  """Raises UserError where a batch of tokens has none that are hidden."""
+  if "places" not in batch:
+    raise errors.UserError(
+      "the method tells hidden tokens, and the augmentation hides none: give "
+      "config.augment.name=mlm"
+    )
+
+
 def attention_mask(
   mask: jax.Array | None = None, segment: jax.Array | None = None
 ) -> jax.Array | None:

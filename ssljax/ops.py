@@ -45,19 +45,47 @@ def view_keys(key: jax.Array, views: int) -> jax.Array:
   return jax.vmap(fold)(key).reshape(-1)
 
 
+def require_views(
+  batch: dict, count: int, *, more: bool = False, local: bool = False
+) -> None:
+  """Raises UserError where a batch has other views than a method takes.
+
+  An index too large would be the last view once again, without an error.
+
+  Args:
+    batch: with `views` [b v h w c], maybe `local_views`.
+    count: how many views the method takes.
+    more: it takes more as well.
+    local: it takes small crops.
+  """
+  given = batch["views"].shape[1]
+  if given < count or (given > count and not more):
+    least = " or more" if more else ""
+    raise errors.UserError(
+      f"the method takes {count}{least} views, and the augmentation gives "
+      f"{given}: give config.augment.views={count}"
+    )
+  if "local_views" in batch and not local:
+    raise errors.UserError(
+      "the method takes no small crops: give config.augment.local_views=0"
+    )
+
+
 def enqueue(queue: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
   """Writes rows [n d] over the oldest of a ring [k d], at `place` int32 [].
 
-  The next place is `(place + n) % k`.
+  The next place is `(place + n) % k`. A place that batches of another size have
+  left counts as the multiple of n before it, so that none wraps.
 
   Raises:
-    UserError: n does not divide k (a ring that wraps would be cut).
+    UserError: n does not divide k (a ring that wraps would be cut), or k is 0.
   """
-  if queue.shape[0] % rows.shape[0]:
+  if queue.shape[0] % rows.shape[0] or not len(queue):
     raise errors.UserError(
       f"a queue of {queue.shape[0]} is not a multiple of {rows.shape[0]} rows: "
       "change its size or the batch"
     )
+  place = place - place % len(rows)
   rows = rows.astype(queue.dtype)
   return jax.lax.dynamic_update_slice_in_dim(queue, rows, place, axis=0)
 
@@ -177,7 +205,9 @@ def whiten(x: jax.Array, *, eps: float = 0.0) -> jax.Array:
   """
   n, d = x.shape
   x = x - x.mean(axis=0)
-  covariance = (1 - eps) * (x.T @ x) / (n - 1) + eps * jnp.eye(d, dtype=x.dtype)
+  exact = jax.lax.Precision.HIGHEST  # the smallest directions count as all
+  covariance = jnp.matmul(x.T, x, precision=exact) / (n - 1)
+  covariance = (1 - eps) * covariance + eps * jnp.eye(d, dtype=x.dtype)
   factor = jnp.linalg.cholesky(covariance)
   return jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T
 

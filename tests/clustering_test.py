@@ -9,6 +9,7 @@ import pytest
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
+from ssljax import ops
 from ssljax import optim
 from ssljax.methods import deepcluster
 from ssljax.methods import deepcluster_v2
@@ -127,6 +128,25 @@ def test_swav_queue_begins_at_its_epoch_and_is_used_once_full(monkeypatch):
   assert queued == [0, 0, 16, 32, 48, 32, 48]
   assert masks[::2] == [16, 16, 16, 16, 48, 48, 48]
   assert np.abs(state.method_state["queue"]).sum(-1).min() > 0
+
+
+def test_swavs_queue_of_another_run_waits_for_its_epoch():
+  method = swav.make(
+    toys.Layer(), steps_per_epoch=2, queue_size=32, queue_start_epoch=1, **SIZES
+  )
+  state, _ = start(method)
+  z = ops.l2_normalize(jax.random.normal(RNG, (B, 2, 8)))
+
+  @jax.jit
+  def loss(queue, step):
+    full = {"queue": queue, "queued": jnp.int32(32)}
+    method_state = state.method_state | full
+    return method.objective(state.params, method_state, {"z": z}, step=step)[0]
+
+  queue = state.method_state["queue"]
+  others = ops.l2_normalize(jax.random.normal(RNG, queue.shape), axis=-1)
+  assert loss(others, 0) == loss(others[:, ::-1] * 0.5, 0)
+  assert loss(others, 2) != loss(others[:, ::-1] * 0.5, 2)
 
 
 def test_swav_small_crops_predict_and_are_not_assigned():

@@ -348,3 +348,10 @@ def test_any_spread_gives_the_same_steps(name):
       other.method_state["teacher"],
       state.method_state["teacher"],
     )
+
+
+@pytest.mark.parametrize("ratio", [(0.0, 0.05), (0.5, 0.1)])
+def test_masks_hide_a_patch_or_more(ratio):
+  assert distillation.most_masked((0.1, 0.5), (4, 4)) == 8
+  with pytest.raises(errors.UserError, match="the least and the most"):
+    distillation.most_masked(ratio, (4, 4))

@@ -381,6 +381,7 @@ def test_relative_positions_tell_patches_apart_and_want_their_grid():
   "make, options, message",
   [
     (make_ijepa, dict(predictor_heads=3), "3 heads do not divide"),
+    (make_ijepa, dict(max_context=0.05), "max_context=0.05 of 4 x 4"),
     (make_simmim, dict(unit=3), "multiple of the patch"),
     (make_simmim, dict(unit=8), "masks some and keeps some"),
     (make_data2vec, dict(top_k=2), "has 1 blocks"),

@@ -419,3 +419,22 @@ def test_bfloat16_learns_with_float32_parameters(kind):
     start, batch_of(0), jax.random.key(1)
   )
   np.testing.assert_allclose(losses[0], exact["loss"], rtol=2e-2)
+
+
+def test_rows_that_do_not_fit_a_method_are_told():
+  batch = drawn.text_batch()
+  plain = {k: batch[k] for k in ("tokens", "mask")}
+
+  def forward(method, batch):
+    def call():
+      params, state = method.init(jax.random.key(0), batch)
+      return method.forward(params, state, batch, step=0, train=False)
+
+    jax.eval_shape(call)
+
+  with pytest.raises(errors.UserError, match="config.augment.name=mlm"):
+    forward(bert_method.make(encoder("bert")), plain)
+  pairs = bert_method.make(encoder("bert"), next_sentence=True)
+  alone = {k: v for k, v in batch.items() if k != "next"}
+  with pytest.raises(errors.UserError, match="config.data.rows=pairs"):
+    forward(pairs, alone)

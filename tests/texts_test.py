@@ -266,6 +266,10 @@ def test_whole_words_are_hidden_together():
     ("mae", {}, "unknown augment 'mae' for text: choose among mlm, none"),
     ("mlm", {"rat": 0.2}, "did you mean 'rate'"),
     ("none", {"rate": 0.2}, "has no 'rate', nor other options"),
+    ("mlm", {"whole_word": True, "span": 4}, "by whole words or in runs"),
+    ("mlm", {"rate": 0.0}, "rate=0.0: give a part between 0 and 1"),
+    ("mlm", {"random_part": 0.3}, "are more than the whole"),
+    ("mlm", {"span": 4, "most": 2}, "most=2: runs of 4 may need 5"),
   ],
 )
 def test_views_that_are_not_there(name, options, words):

@@ -59,9 +59,15 @@ def pair(
       "give data.tokenizer=bert or roberta, or a tokenizer.json of such"
     )
   copies, whole_word = options.pop("copies"), options.pop("whole_word")
+  length = source.example["tokens"][0][0]
+  room = int(options["rate"] * length) + options["span"]
   if options["most"] is None:
-    length = source.example["tokens"][0][0]
-    options["most"] = int(options["rate"] * length) + options["span"]
+    options["most"] = room
+  elif options["span"] > 1 and options["most"] < room:  # the last would go
+    raise errors.UserError(
+      f"config.augment.most={options['most']}: runs of {options['span']} may "
+      f"need {room}, give as many or leave it out"
+    )
   special = (tokenizer.pad,) + tuple(
     i for i in tokenizer.special if i != tokenizer.pad
   )
@@ -73,6 +79,20 @@ def pair(
     )
   if copies is not None and copies < 1:
     raise errors.UserError(f"config.augment.copies={copies}: give 1 or more")
+  if whole_word and options["span"] > 1:
+    raise errors.UserError(
+      "config.augment.whole_word and span: tokens are hidden by whole words or "
+      "in runs, give one of them"
+    )
+  if not 0 < options["rate"] < 1:
+    raise errors.UserError(
+      f"config.augment.rate={options['rate']}: give a part between 0 and 1"
+    )
+  if options["mask_part"] + options["random_part"] > 1:
+    raise errors.UserError(
+      f"config.augment.mask_part={options['mask_part']} and random_part="
+      f"{options['random_part']} are more than the whole: lower one"
+    )
 
   def augment(batch):
     tokens, index = batch["tokens"], batch["index"]

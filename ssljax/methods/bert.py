@@ -45,7 +45,8 @@ def make(
     block: how many hidden tokens meet the vocabulary at a time.
 
   Raises:
-    UserError: another `pool`.
+    UserError: another `pool`; in `forward`, a batch without what is hidden, or
+      without pairs where they are to be told.
   """
   if pool not in ("mean", "cls"):
     raise errors.UserError(f"method.pool={pool!r}: choose mean or cls")
@@ -79,6 +80,12 @@ def make(
 
   def forward(params, method_state, batch, *, step, train):
     del step
+    masks.require_hidden(batch)
+    if next_sentence and "next" not in batch:
+      raise errors.UserError(
+        "method.next_sentence needs pairs of sentences: give "
+        "config.data.rows=pairs"
+      )
     out = encode(params, batch, train=train)
     places, weights = batch["places"], batch["weights"]
     hidden = jnp.take_along_axis(out["tokens"], places[..., None], axis=1)

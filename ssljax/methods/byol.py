@@ -60,6 +60,7 @@ def make(
     return params, stats
 
   def init(rng, batch):
+    ops.require_views(batch, 2)
     online_rng, target_rng, predictor_rng = jax.random.split(rng, 3)
     x = batch["views"][:, 0]
     params, stats = init_network(online_rng, x)

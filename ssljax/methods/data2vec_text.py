@@ -27,7 +27,7 @@ def make(
   *,
   top_k: int = 10,
   beta: float = 4.0,
-  loss_scale: float | None = 1.0,
+  loss_scale: float = 1.0,
   head_layers: int = 2,
   ema: float | Callable = 0.999,
   ema_end: float = 0.9999,
@@ -50,7 +50,8 @@ def make(
       in which "fc2" is the end of the MLP.
     top_k: how many of the teacher's last blocks are averaged.
     beta: where smooth L1 turns from squares to lines; 0 is the squared error.
-    loss_scale: the loss is times it; None is 1 / sqrt(d).
+    loss_scale: the loss is times it; fairseq has 1 / sqrt(d) where none is
+      given.
     head_layers: of the head, all but the last of width 2 d.
     ema: decay of the teacher: its first value, which goes to `ema_end` by a
       line, or `step -> value`.
@@ -59,7 +60,8 @@ def make(
     pool: "mean" of the tokens that are not padding, or "cls", for `embed`.
 
   Raises:
-    UserError: another `pool`, or more blocks than the encoder has.
+    UserError: another `pool`, or more blocks than the encoder has; in
+      `forward`, a batch without what is hidden.
   """
   if pool not in ("mean", "cls"):
     raise errors.UserError(f"method.pool={pool!r}: choose mean or cls")
@@ -113,6 +115,7 @@ def make(
 
   def forward(params, method_state, batch, *, step, train):
     del step
+    masks.require_hidden(batch)
     weights = batch["weights"]
     out = encode(params, batch, train=train)
     predicted = head.apply(
@@ -120,9 +123,8 @@ def make(
     )
     target = jax.lax.stop_gradient(targets(method_state["teacher"], batch))
     error = losses.smooth_l1(predicted, target, beta=beta).sum(axis=-1)
-    scale = encoder.dim**-0.5 if loss_scale is None else loss_scale
     features = {
-      "sum": scale * (error * weights).sum(axis=1),
+      "sum": loss_scale * (error * weights).sum(axis=1),
       "count": weights.sum(axis=1),
     }
     return features, method_state

@@ -58,6 +58,7 @@ def make(
   network = multi_crop.network(encoder, features=(hidden_dim, out_dim))
 
   def init(rng, batch):
+    ops.require_views(batch, crops_for_assign, more=True, local=True)
     params, stats = network.init(rng, batch)
     heads = (num_heads, num_prototypes, out_dim)
     return params, {

@@ -81,6 +81,7 @@ def make(
   )
 
   def init(rng, batch):
+    ops.require_views(batch, 2, more=True, local=True)
     encoder_rng, head_rng = jax.random.split(rng)
     x = batch["views"][:, 0]
     params, stats = {}, {}

@@ -56,7 +56,7 @@ def make(
   for "prototypes" in the first epoch.
 
   Args:
-    encoder: a ViT with `pool="cls"` and `mask_token=True`.
+    encoder: a ViT with `mask_token=True`; the authors' have `pool="cls"`.
     total_steps: of the run, for the schedule of `ema`.
     steps_per_epoch: for that of the temperature.
     out_dim: number of prototypes, K.
@@ -71,7 +71,8 @@ def make(
     centring: "sinkhorn", three iterations, or "mean", as DINO's.
     mask_probability: that a global crop is masked. The authors mask half of the
       crops of a batch; here each is drawn by itself, as iBOT's.
-    mask_ratio: the least and the most part of its patches.
+    mask_ratio: the least and the most part of its patches. The authors' blocks
+      may mask fewer; here single patches make up the number.
     student_temperature: tau_s.
     teacher_temperature: tau_t of class tokens and patches, or `step -> value`.
     warmup_teacher_temperature: where it starts.
@@ -116,6 +117,7 @@ def make(
     patch_out_dim = out_dim
 
   def init(rng, batch):
+    ops.require_views(batch, 2, more=True, local=True)
     encoder_rng, head_rng, patch_rng = jax.random.split(rng, 3)
     params = {
       "encoder": linen.init(encoder, encoder_rng, batch["views"][:, 0])[0]
@@ -149,7 +151,7 @@ def make(
         ratio=mask_ratio,
         min_block=4,
       )
-    most = int(mask_ratio[1] * grid[0] * grid[1])
+    most = distillation.most_masked(mask_ratio, grid)
     places, masked = masks.places_of(mask, most)
 
     def project(params, pooled, tokens):

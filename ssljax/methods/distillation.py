@@ -156,6 +156,17 @@ def draw_masks(key, views, grid, *, probability, ratio, min_block):
   return mask.reshape(-1, views, n)
 
 
+def most_masked(ratio, grid):
+  """The most patches that `draw_masks` masks of a crop."""
+  most = int(ratio[1] * grid[0] * grid[1])
+  if most < 1 or ratio[0] > ratio[1]:
+    raise errors.UserError(
+      f"method.mask_ratio={ratio} of {grid[0]} x {grid[1]} patches: give the "
+      "least and the most, which is one patch or more"
+    )
+  return most
+
+
 def take(tokens, places):
   """[b v n d] at places [b v m] -> [b v m d]."""
   return jnp.take_along_axis(tokens, places[..., None], axis=2)

@@ -53,7 +53,7 @@ def make(
   The optimiser freezes "prototypes" for the first epoch.
 
   Args:
-    encoder: a ViT with `pool="cls"` and `mask_token=True`.
+    encoder: a ViT with `mask_token=True`; the authors' have `pool="cls"`.
     total_steps: of the run, for the schedule of `ema`.
     steps_per_epoch: for that of the temperatures.
     out_dim: number of prototypes, K.
@@ -66,7 +66,8 @@ def make(
     head_std: deviation of their start, see `heads.Bottleneck`.
     norm_last_layer: prototypes have length 1; else their lengths are learned.
     mask_probability: that a global crop is masked.
-    mask_ratio: the least and the most part of its patches.
+    mask_ratio: the least and the most part of its patches. The authors' blocks
+      may mask fewer; here single patches make up the number.
     student_temperature: tau_s.
     teacher_temperature: tau_t of class tokens, or `step -> value`.
     warmup_teacher_temperature: where it starts.
@@ -99,6 +100,7 @@ def make(
   patch_out_dim = out_dim if shared_head else patch_out_dim
 
   def init(rng, batch):
+    ops.require_views(batch, 2, more=True, local=True)
     encoder_rng, head_rng, patch_rng = jax.random.split(rng, 3)
     params = {
       "encoder": linen.init(encoder, encoder_rng, batch["views"][:, 0])[0]
@@ -133,7 +135,7 @@ def make(
         ratio=mask_ratio,
         min_block=max((min(grid) // 3) ** 2, 1),
       )
-    most = int(mask_ratio[1] * grid[0] * grid[1])
+    most = distillation.most_masked(mask_ratio, grid)
     places, masked = masks.places_of(mask, most)
     project = lambda params, h: linen.apply(
       head, params["head"]["mlp"], {}, h, train=train

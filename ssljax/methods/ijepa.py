@@ -61,7 +61,8 @@ def make(
       line, or `step -> value`.
 
   Raises:
-    UserError: the encoder has a class token or registers.
+    UserError: the encoder has a class token or registers; where it is first
+      called, numbers that leave no context.
   """
   if encoder.pool == "cls" or encoder.class_token or encoder.registers:
     raise errors.UserError(
@@ -118,6 +119,11 @@ def make(
     )
     _, longest = masks.block_areas(grid, context_area, (1.0, 1.0))
     longest = min(longest, int(max_context * grid[0] * grid[1]))
+    if longest <= min_keep:
+      raise errors.UserError(
+        f"method.max_context={max_context} of {grid[0]} x {grid[1]} patches is "
+        f"{longest}, and method.min_keep={min_keep}: raise it, or lower that"
+      )
     _, largest = masks.block_areas(grid, target_area, target_aspect)
     return masks.places_of(context, longest), masks.places_of(wanted, largest)
 

@@ -19,6 +19,7 @@ def make(encoder, loss: Callable, **head) -> core.Method:
   network = multi_crop.network(encoder, **head)
 
   def init(rng, batch):
+    ops.require_views(batch, 2)
     params, stats = network.init(rng, batch)
     return params, {"batch_stats": stats}
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ssljax import core
+from ssljax import errors
 from ssljax import losses
 from ssljax import ops
 from ssljax.methods import multi_crop
@@ -36,10 +37,16 @@ def make(
     knots: of the integral over the characteristic function.
     t_max: its end.
     features: widths of the projector's layers.
+
+  Raises:
+    UserError: an integral of fewer than two knots.
   """
+  if knots < 2:
+    raise errors.UserError(f"method.knots={knots}: give 2 or more")
   network = multi_crop.network(encoder, features=features)
 
   def init(rng, batch):
+    ops.require_views(batch, 2, more=True, local=True)
     params, stats = network.init(rng, batch)
     return params, {"batch_stats": stats}
 

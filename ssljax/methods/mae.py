@@ -36,8 +36,16 @@ def make(
     decoder_dim: width of the decoder.
     decoder_depth: its number of blocks.
     decoder_heads: of its attention.
+
+  Raises:
+    UserError: a class token that the decoder would not be given.
   """
   patch, has_class = encoder.patch, encoder.pool == "cls"
+  if encoder.class_token and not has_class:
+    raise errors.UserError(
+      "mae gives the decoder the class token of config.encoder.pool='cls' "
+      "alone: give that, or no class token"
+    )
 
   def decoder_for(x):
     _, h, w, c = x.shape

@@ -57,6 +57,7 @@ def make(
   )
 
   def init(rng, batch):
+    ops.require_views(batch, 2)
     encoder_rng, head_rng, queue_rng = jax.random.split(rng, 3)
     x = batch["views"][:, 0]
     params, stats = {}, {}

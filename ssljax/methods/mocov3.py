@@ -66,6 +66,7 @@ def make(
   )
 
   def init(rng, batch):
+    ops.require_views(batch, 2)
     rngs = jax.random.split(rng, 3)
     x = batch["views"][:, 0]
     params, stats = {}, {}

@@ -50,6 +50,7 @@ def make(
   predictor = heads.MLP(features=(predictor_dim, out_dim), **options)
 
   def init(rng, batch):
+    ops.require_views(batch, 2)
     rngs = jax.random.split(rng, 4)
     x = batch["views"][:, 0]
     params, stats = {}, {}

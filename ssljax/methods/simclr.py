@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ssljax import core
+from ssljax import errors
 from ssljax import losses
 from ssljax import ops
 from ssljax.models import heads
@@ -46,12 +47,13 @@ def make(
     out_norm="batch_no_offset" if head_norm else None,
     kernel_init=jax.nn.initializers.normal(0.01)
     if head_norm
-    else jax.nn.initializers.lecun_normal(),
+    else heads.TORCH,
     axis_name=encoder.axis_name,
     dtype=encoder.dtype,
   )
 
   def init(rng, batch):
+    ops.require_views(batch, 2)
     encoder_rng, projector_rng = jax.random.split(rng)
     x = batch["views"][:, 0]
     params, stats = {}, {}
@@ -93,6 +95,10 @@ def make(
   def objective(params, method_state, features, *, step):
     del params, step
     z1, z2 = features["z"][:, 0], features["z"][:, 1]
+    if len(z1) % blocks:
+      raise errors.UserError(
+        f"method.blocks={blocks} does not divide the batch of {len(z1)}"
+      )
     loss = losses.ntxent(z1, z2, temperature=temperature, blocks=blocks)
     z1, z2 = ops.l2_normalize(z1), ops.l2_normalize(z2)
     nearest = lambda z: (z @ z2.T).argmax(axis=1)

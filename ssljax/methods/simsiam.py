@@ -49,6 +49,7 @@ def make(
   predictor = heads.MLP(features=(predictor_dim, out_dim), **options)
 
   def init(rng, batch):
+    ops.require_views(batch, 2)
     rngs = jax.random.split(rng, 3)
     x = batch["views"][:, 0]
     params, stats = {}, {}

@@ -44,6 +44,7 @@ def make(
   )
 
   def init(rng, batch):
+    ops.require_views(batch, 1, more=True)
     if "label" not in batch:
       raise errors.UserError("supcon learns from labels: set data.labels=True")
     rngs = jax.random.split(rng)

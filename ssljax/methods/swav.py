@@ -54,6 +54,7 @@ def make(
   queue_start = queue_start_epoch * steps_per_epoch
 
   def init(rng, batch):
+    ops.require_views(batch, crops_for_assign, more=True, local=True)
     rng, prototype_rng = jax.random.split(rng)
     params, stats = network.init(rng, batch)
     prototypes = heads.TORCH(prototype_rng, (out_dim, num_prototypes)).T
@@ -75,13 +76,14 @@ def make(
     )
     return {"z": ops.l2_normalize(z)}, method_state | {"batch_stats": stats}
 
-  def assign(prototypes, z, i, method_state):
+  def assign(prototypes, z, i, method_state, step):
     """Equation 3: assignments [n K] of crop i, its embeddings being z [n d]."""
     mask = None
     rows = z = jax.lax.stop_gradient(z)
     if queue_size:
       rows = jnp.concatenate([method_state["queue"][i], z])
-      full = method_state["queued"] >= queue_size
+      # Another run's, which `init_from` brings, waits for its epoch as well.
+      full = (method_state["queued"] >= queue_size) & (step >= queue_start)
       mask = full | (jnp.arange(len(rows)) >= queue_size)
     logits = rows @ jax.lax.stop_gradient(prototypes).T
     codes = ops.sinkhorn(
@@ -93,7 +95,8 @@ def make(
     z = jnp.moveaxis(features["z"], 1, 0)  # [v n d]
     prototypes = params["prototypes"]
     codes = [
-      assign(prototypes, z[i], i, method_state) for i in range(crops_for_assign)
+      assign(prototypes, z[i], i, method_state, step)
+      for i in range(crops_for_assign)
     ]
     loss = losses.swapped_prediction(
       z @ prototypes.T, jnp.stack(codes), temperature=temperature

@@ -50,6 +50,7 @@ def make(
   )
 
   def init(rng, batch):
+    ops.require_views(batch, 2, more=True)
     params, stats = network.init(rng, batch)
     return params, {"batch_stats": stats}
 
