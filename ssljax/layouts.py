@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -225,6 +226,8 @@ def read(layout: Layout, encoder, arrays, params, stats, *, file, grid):
     if name not in expected and re.fullmatch(layout.ignored, name)
   ]
   used = {k: v for k, v in arrays.items() if k not in dropped}
+  if not fixed and place in used and place in expected:
+    _require_positions(used[place], expected[place], encoder, file)
   require_same_names(expected, used, file)
   positions = None
   if fixed:
@@ -244,6 +247,16 @@ def read(layout: Layout, encoder, arrays, params, stats, *, file, grid):
   return params, stats, used, sorted(dropped), positions
 
 
+def _require_positions(theirs, ours, encoder, file):
+  """Learned ones are of a size of images, which a square of them tells."""
+  rows, columns = _grid(theirs, (0, 0))
+  if theirs.shape != ours.shape and theirs.shape[2:] == ours.shape[2:] and rows:
+    raise errors.UserError(
+      f"{file} has positions of {rows} x {columns} patches: give "
+      f"--config.encoder.img_size={rows * encoder.patch}"
+    )
+
+
 def _compare_positions(theirs, ours, file):
   difference = float(np.abs(theirs - ours).max())
   if not difference <= _SAME_POSITIONS:
@@ -261,7 +274,7 @@ def _torch_entries(encoder, flat, grid):
 
 
 def plain_names(arrays, file, prefixes=(), aliases=()):
-  """Names without prefixes and of one version; arrays are float32."""
+  """Names without prefixes and of one version; floats are float32."""
   plain = {}
   for name, array in arrays.items():
     while before := [p for p in prefixes if name.startswith(p)]:
@@ -272,12 +285,15 @@ def plain_names(arrays, file, prefixes=(), aliases=()):
       raise errors.UserError(
         f"{file} holds {name} twice, under two prefixes: keep one of them"
       )
-    plain[name] = np.asarray(array, np.float32)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+      array = np.asarray(array, np.float32)
+    plain[name] = array
   return plain
 
 
 def require_same_names(expected, used, file):
-  """Raises UserError where names or shapes of two dicts of arrays differ."""
+  """Raises UserError where names or shapes of two dicts of arrays differ, or
+  what is used is no float or not finite."""
   wrong = {
     "missing": sorted(expected.keys() - used.keys()),
     "unexpected": sorted(used.keys() - expected.keys()),
@@ -298,6 +314,16 @@ def require_same_names(expected, used, file):
       f"{file} does not fit the encoder; {'; '.join(told)}: give another "
       "--layout, or another encoder in --config"
     )
+  for name, array in used.items():
+    if array.dtype != np.float32:
+      raise errors.UserError(
+        f"{file} holds {name} in {array.dtype}, which would need a scale: give "
+        "weights in floating point"
+      )
+    if not np.isfinite(array).all():
+      raise errors.UserError(
+        f"{file}: not all of {name} is finite: give other weights"
+      )
 
 
 def _grid(positions, ours):

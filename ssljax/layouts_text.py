@@ -235,7 +235,8 @@ def config_of(encoder, params) -> dict:
   """Returns what transformers' config.json says of `write`'s weights."""
   name = _family(encoder).types[0]
   settings = {key: value for key, (value, _) in _settings(encoder).items()}
-  head = "ForMaskedLM" if "head" in params else "Model"
+  masked = {"dense", "norm"} <= params.get("head", {}).keys()
+  head = "ForMaskedLM" if masked else "Model"
   if name == "bert" and {"head", "next"} <= params.keys():
     head = "ForPreTraining"
   dropout = ("hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -277,17 +278,19 @@ def check_config(encoder, config: dict, file: str) -> None:
     config = config | {"n_inner": 4 * dim}
   told, give, fixed = [], [], []
   for key, (ours, option) in _settings(encoder).items():
-    theirs = config.get(key, ours)
-    if theirs == ours:
+    theirs = config.get(key)
+    same = _SAME_ACTS.get(theirs, theirs) if isinstance(theirs, str) else theirs
+    if same in (None, ours):
       continue
     told.append(f"{key} {theirs!r} (here {ours!r})")
+    if option is None or not isinstance(theirs, int | float):
+      fixed.append(key)
+      continue
     if option == "mlp_ratio":
       theirs = theirs / dim
     elif key == "max_position_embeddings":
       theirs -= encoder.first_position
-    if option is None:
-      fixed.append(key)
-    elif theirs != getattr(encoder, option):
+    if theirs != getattr(encoder, option):
       give.append(f"--config.encoder.{option}={theirs}")
   mends = [f"give {' '.join(give)}"] if give else []
   if fixed:
@@ -296,6 +299,9 @@ def check_config(encoder, config: dict, file: str) -> None:
     raise errors.UserError(
       f"{file} does not fit the encoder; {', '.join(told)}: {'; '.join(mends)}"
     )
+
+
+_SAME_ACTS = {"gelu_pytorch_tanh": "gelu_new"}
 
 
 def _settings(encoder):

@@ -66,6 +66,13 @@ def test_bfloat16_is_read(tmp_path):
   np.testing.assert_array_equal(found, [1.0, -2.5, 0.125])
 
 
+def test_bfloat16_that_numpy_lost_is_told(tmp_path):
+  path = str(tmp_path / "half.npz")
+  np.savez(path, x=np.asarray(jnp.ones(3, jnp.bfloat16)))
+  with pytest.raises(errors.UserError, match="as .npz has bfloat16: save it"):
+    interop.read_file(path)
+
+
 def test_nothing_is_unpickled(tmp_path):
   marker = tmp_path / "ran"
 
@@ -222,11 +229,18 @@ def test_commands_with_a_vit(tmp_path):
   beside.write_text('{"num_attention_heads": 4, "patch_size": 2}')
   line = ssljax("import", *flags, here, status=2)
   assert "num_attention_heads=4, and the config encoder.heads=2" in line
-  for name, value in (("hidden_act", "relu"), ("layer_norm_eps", 0.01)):
+  for name, value in (
+    ("hidden_act", "relu"),
+    ("layer_norm_eps", 0.01),
+    ("layer_norm_eps", "small"),
+  ):
     beside.write_text(json.dumps({name: value}))
     line = ssljax("import", *flags, here, status=2)
-    assert f"has {name}={value}, and the" in line
-  beside.write_text('{"num_attention_heads": 2, "patch_size": 2}')
+    assert f"has {name}={value!r}, and the" in line.replace("=relu", "='relu'")
+  beside.write_text('{"model_type": "bert"}')
+  line = ssljax("import", *flags, here, status=2)
+  assert "is of model_type 'bert', and the encoder a ViT" in line
+  beside.write_text('{"num_attention_heads": null, "patch_size": [2, 2]}')
   # `quick` has learned positions: they are taken for such.
   assert ssljax("import", *flags, here)["weights"] == len(arrays)
   _, state = evaluate.restore(workdir)

@@ -193,6 +193,28 @@ def test_what_does_not_fit_is_named():
   assert "conv1.weight [7, 7, 3, 8] (here [8, 3, 7, 7])" in line
 
 
+def test_numbers_that_are_no_weights_are_refused():
+  encoder = ENCODERS["resnet18"]()
+  arrays = write("torchvision", encoder, *variables(encoder))
+  for wrong, words in (
+    (np.ones(8, np.int8), "holds bn1.bias in int8, which would need a scale"),
+    (np.full(8, np.nan), "not all of bn1.bias is finite"),
+  ):
+    with pytest.raises(errors.UserError, match=words):
+      read("torchvision", encoder, arrays | {"bn1.bias": wrong})
+  counter = {"bn1.num_batches_tracked": np.int64(3)}  # which is dropped
+  assert read("torchvision", encoder, arrays | counter)[2] == [*counter]
+
+
+def test_positions_of_other_images_name_their_size():
+  encoder = ENCODERS["vit"]()
+  arrays = write("timm", encoder, *variables(encoder))
+  assert arrays["pos_embed"].shape == (1, 13, 32)
+  arrays["pos_embed"] = np.zeros((1, 1 + 7 * 7, 32))
+  with pytest.raises(errors.UserError, match="7 x 7 .*encoder.img_size=14$"):
+    read("timm", encoder, arrays)
+
+
 @pytest.mark.parametrize(
   "options",
   [

@@ -325,8 +325,22 @@ def test_a_config_that_differs_is_refused_with_the_mend():
     dict(layer_norm_epsilon=1e-6),
     dict(activation_function="relu"),
     dict(scale_attn_by_inverse_layer_idx=True),
+    dict(n_positions="514"),
   ):
     assert f"changes {list(change)[0]}, give other" in told(model, **change)
+  # Two names of one function, and what is not said.
+  same = dict(activation_function="gelu_pytorch_tanh", n_layer=None)
+  config = THEIRS[model]["config"] | same
+  layouts_text.check_config(make(model)[0], config, "F")
+
+
+def test_a_head_that_no_file_has_is_not_told():
+  encoder, method = make("RobertaForMaskedLM")
+  params = params_of(method)
+  told = lambda params: layouts_text.config_of(encoder, params)["architectures"]
+  assert told(params) == ["RobertaForMaskedLM"]
+  other = {"dense0": {}, "dense1": {}}  # data2vec's
+  assert told({**params, "head": other}) == ["RobertaModel"]
 
 
 def test_config_json_beside_the_weights(tmp_path):
