@@ -62,6 +62,9 @@ class Checkpoints:
     if not read_only:
       newest = sharding.by_first(lambda: _set_aside(self._directory))
       self._wrong[newest] = None
+    verbosity = logging.get_verbosity()
+    if read_only:  # which it would warn of
+      logging.set_verbosity(logging.ERROR)
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -72,6 +75,7 @@ class Checkpoints:
         save_interval_steps=0 if read_only else 1,
       ),
     )
+    logging.set_verbosity(verbosity)
 
   def latest_step(self, before: int | None = None) -> int | None:
     """The newest step, or the newest before another; None is none."""

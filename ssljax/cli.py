@@ -92,6 +92,7 @@ def use_huge_pages() -> None:
 def set_up() -> None:
   """What a process needs before jax starts: logs on stderr, and XLA's flags."""
   logging.use_absl_handler()
+  flags.FLAGS.mark_as_parsed()  # else each first warning speaks of it
   logging.set_verbosity(logging.WARNING)
   flag = "--xla_cpu_experimental_ynn_fusion_type"
   if flag not in os.environ.get("XLA_FLAGS", ""):
@@ -414,8 +415,8 @@ def _parse(argv, needs=(), positional=False, **defaults):
     ) from e
   if rest and not positional:
     raise errors.UserError(
-      f"unexpected {rest[0]!r}: flags begin with --, and a config's with "
-      "--config."
+      f"unexpected {rest[0]!r}: flags begin with --, and a config's are one "
+      "word, as --config.steps=5"
     )
   for name in needs:
     if values[name].value in (None, [], ""):

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 
 from absl import flags
@@ -183,14 +184,13 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
 
   Raises:
     UserError: no such file, one that is no config, an unknown key (one that
-      is near is named), a section as a whole, or a value of another type.
+      is near is named), a word for a section, or a value of another type.
   """
   config = _read(path)
+  _refuse_unknown(config, path)
   known = set(_paths(config))
   overrides, options, cleared = [], [], []
-  for override in argv:
-    if not override.startswith(("--config.", "--noconfig.")):
-      continue
+  for override in _key_by_key(argv):
     key, _, value = override.split(".", 1)[1].partition("=")
     section, _, option = key.partition(".")
     if inside := sorted(k for k in known if k.startswith(f"{key}.")):
@@ -204,6 +204,11 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
       cleared += _outranking(key, argv)
     elif section in _NAMED and option.isidentifier() and value:
       options.append((section, option, value))
+    elif section in _NAMED and option.isidentifier():
+      raise errors.UserError(
+        f"config.{key} has no value: give --config.{key}=..., where it is an "
+        f"option of {section}"
+      )
     else:
       raise errors.UserError(f"unknown key config.{key}{_hint(key, known)}")
   try:
@@ -218,6 +223,44 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
     for section, option, value in options:
       config[section][option] = _literal(value)
   return config
+
+
+def _key_by_key(argv):
+  """The overrides among `argv`; a dict for a section as one for each key of it.
+
+  What names another module for a section stays, and is all of it.
+  """
+  for override in argv:
+    if not override.startswith(("--config.", "--noconfig.")):
+      continue
+    name, _, value = override.partition("=")
+    section, given = name.removeprefix("--config."), _literal(value)
+    apart = isinstance(given, dict) and section in base()
+    if apart and not (section in _NAMED and "name" in given):
+      for key, value in given.items():
+        yield f"{name}.{key}={value if isinstance(value, str) else repr(value)}"
+    else:
+      yield override
+
+
+def _refuse_unknown(config, file):
+  """Raises UserError for a key of the file that `base` has not.
+
+  What sections name has options of its own, of which others tell.
+  """
+  modality = config.get("data", {}).get("modality")
+  if modality not in _DATA:
+    raise errors.UserError(
+      f"{file} has config.data.modality={modality!r}: begin it with "
+      "config.base('image') or ('text')"
+    )
+  known = set(_paths(base(modality)))
+  for key in _paths(config):
+    section = key.partition(".")[0]
+    if key not in known and (section not in _NAMED or key == section):
+      raise errors.UserError(
+        f"{file}: unknown key config.{key}{_hint(key, known)}"
+      )
 
 
 def _optional():
@@ -252,7 +295,7 @@ def _hint(key, known):
 
 
 def _refuse_a_word(section, value, inside):
-  """A section takes a dict; its keys are better given by themselves."""
+  """A section takes a dict that names its module."""
   if isinstance(_literal(value), dict):
     return
   named = f"{section}.name" in inside
@@ -323,14 +366,44 @@ def _paths(config, prefix=""):
       yield from _paths(value, f"{prefix}{key}.")
 
 
-# Of these none may be zero, where they are given.
 # Of `ssljax evaluate`; the last two are of the run's own method.
 PROTOCOLS = ("knn", "linear", "loss", "finetune")
-_POSITIVE = (
-  *("batch_size", "accumulate", "log_every"),
-  *("checkpoint.every_steps", "eval.batch_size", "augment.views"),
-  *("encoder.width", "encoder.dim", "encoder.depth", "encoder.heads"),
-  *("encoder.kinds", "encoder.vocab", "encoder.positions"),
+# Keys, what each number of theirs has to be, and how that is told.
+_RANGES = (
+  (
+    r"batch_size|accumulate|log_every|checkpoint\.every_steps|"
+    r"(eval\.batch_size|augment\.(views|span|most))|"
+    r"encoder\.(width|dim|depth|heads|kinds|vocab|positions|patch|img_size)|"
+    r"(encoder|method)\.bn_groups|"
+    r"method\.(\w+_)?(dim|depth|heads|layers|blocks?|groups|features|unit|"
+    r"patch|stride|rows|targets|top_k|iterations|clusters|prototypes|slices|"
+    r"knots|ema_steps|crops_for_assign)",
+    lambda x: x >= 1,
+    "1 or more",
+  ),
+  (
+    r"method\.((\w+_)?temperature|epsilon|sigma)|encoder\.mlp_ratio",
+    lambda x: x > 0,
+    "more than 0",
+  ),
+  (
+    r"method\.((\w+_)?ema(_end)?|mask_\w+|max_context|\w+_area)|"
+    r"augment\.(\w+_p|(local_)?area|rate|\w+_part)",
+    lambda x: 0 <= x <= 1,
+    "from 0 to 1",
+  ),
+  (
+    r"encoder\.(drop_path|dropout)",
+    lambda x: 0 <= x < 1,
+    "0 or more, below 1",
+  ),
+  (
+    r"method\.\w*(weight|queue_size|epochs?)|encoder\.registers|"
+    r"augment\.strength|eval\.every_epochs|watchdog_s|"
+    r"schedule\.(end|warmup_init)|optimizer\.learning_rate",
+    lambda x: x >= 0,
+    "0 or more",
+  ),
 )
 # (height, width) or (least, most).
 _PAIRS = (
@@ -345,6 +418,9 @@ def check(config: config_dict.ConfigDict) -> None:
     raise errors.UserError(
       f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
     )
+  for section in _NAMED:
+    if not isinstance(config[section].get("name"), str):
+      raise errors.UserError(f"config.{section}.name is missing: give it")
   if not 0 <= config.seed < 1 << 32:
     raise errors.UserError(f"config.seed={config.seed}: give 32 bits")
   protocols = config.eval.get("protocols", ())
@@ -358,23 +434,30 @@ def check(config: config_dict.ConfigDict) -> None:
     section, _, key = path.rpartition(".")
     return (config[section] if section else config).get(key)
 
-  for path in _POSITIVE:
-    value = given(path)
-    if isinstance(value, int | float) and value <= 0:
-      raise errors.UserError(f"config.{path}={value}: give 1 or more")
+  for path, value in _flat(config.to_dict()).items():
+    values = value if isinstance(value, tuple | list) else (value,)
+    numbers = [x for x in values if isinstance(x, int | float)]
+    for pattern, fits, words in _RANGES:
+      if re.fullmatch(pattern, path) and not all(map(fits, numbers)):
+        raise errors.UserError(f"config.{path}={value}: give {words}")
   for path in _PAIRS:
     value = given(path)
-    if value is not None and not _is_pair(value):
+    whole = path.endswith("size")
+    if value is not None and not _is_pair(value, int if whole else float):
+      one = value[0] if isinstance(value, tuple) and value else value
+      example = f"({one}, {one})" if whole else "(A, B)"
       raise errors.UserError(
-        f"config.{path}={value}: give two numbers above 0, as '(A, B)'"
+        f"config.{path}={value}: give two {'whole ' if whole else ''}numbers "
+        f"above 0, as '{example}'"
       )
 
 
-def _is_pair(value):
+def _is_pair(value, kind):
   try:
-    return len(value) == 2 and min(value) > 0
+    fits = len(value) == 2 and min(value) > 0
   except TypeError:
     return False
+  return fits and (kind is float or all(isinstance(x, int) for x in value))
 
 
 def save(config: config_dict.ConfigDict, path: str) -> None:

@@ -2,7 +2,10 @@
 
 import difflib
 import inspect
+import numbers
+import types
 import typing
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 
@@ -52,8 +55,23 @@ def refuse_words(what: str, given: Mapping, kinds: Mapping):
   """
   for name, kind in kinds.items():
     if isinstance(given.get(name), str) and _is_of_numbers(kind):
-      kind = inspect.formatannotation(kind)
-      raise UserError(f"{what}: {name}={given[name]!r} is not {kind}")
+      _refuse(what, name, given[name], kind)
+
+
+def refuse_kinds(what: str, given: Mapping, kinds: Mapping):
+  """Raises UserError for the first value that its annotation does not allow.
+
+  Annotations of numbers, words, tuples, functions and None are looked at, and
+  unions of them; others allow everything.
+
+  Args:
+    what: they are options of.
+    given: {name: value}.
+    kinds: {name: annotation}.
+  """
+  for name, kind in kinds.items():
+    if name in given and not _allows(kind, given[name]):
+      _refuse(what, name, given[name], kind)
 
 
 def refuse_options(what: str, given: Mapping, kinds: Mapping):
@@ -63,12 +81,48 @@ def refuse_options(what: str, given: Mapping, kinds: Mapping):
 
 
 def refuse_fields(what: str, given: Mapping, of: type):
-  """`refuse_options`, for the fields of a dataclass."""
+  """`refuse_unknown` and `refuse_kinds`, for the fields of a Flax module."""
   fields = of.__dataclass_fields__.items()
-  refuse_options(what, given, {k: field.type for k, field in fields})
+  own = {k: f.type for k, f in fields if k not in ("parent", "name")}
+  refuse_unknown(what, given, own)
+  refuse_kinds(what, given, own)
+
+
+def _refuse(what, name, value, kind):
+  inner = typing.get_args(kind)
+  several = typing.get_origin(kind) is tuple and inner[-1] is Ellipsis
+  text = " ".join(repr(value).split())  # that of a ConfigDict has lines
+  mend = f": give ({text},)" if several and _allows(inner[0], value) else ""
+  kind = inspect.formatannotation(kind)
+  raise UserError(f"{what}: {name}={text} is not {kind}{mend}")
 
 
 def _is_of_numbers(annotation):
   """Whether it says int, float or bool, alone or in a union or a tuple."""
   kinds = typing.get_args(annotation) or (annotation,)
   return str not in kinds and any(k in (int, float, bool) for k in kinds)
+
+
+# What counts as which; True and False are numbers nowhere.
+_NUMBERS = {int: numbers.Integral, float: numbers.Real}
+
+
+def _allows(kind, value):
+  inner = typing.get_args(kind)
+  if kind in _NUMBERS:
+    return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
+  if kind in (bool, str):
+    return isinstance(value, kind)
+  if kind is type(None):
+    return value is None
+  if kind is Callable:
+    return callable(value)
+  if typing.get_origin(kind) is not tuple:
+    # A union, or what is not looked at.
+    union = isinstance(kind, types.UnionType)
+    return not union or any(_allows(k, value) for k in inner)
+  if not isinstance(value, tuple | list):
+    return False
+  if inner[-1] is Ellipsis:
+    inner = inner[:1] * len(value)
+  return len(value) == len(inner) and all(map(_allows, inner, value))

@@ -46,7 +46,7 @@ def call(function, config, *args, given, **known):
     others = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
     others = [name for name in others if name not in known]
     errors.refuse_unknown(what, given, others)
-  errors.refuse_words(what, given, kinds)
+  errors.refuse_kinds(what, given, kinds)
   given = {**given, **known}
   try:
     inspect.signature(function).bind(*args, **given)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 
 from ssljax import errors
 from ssljax import schedules
@@ -150,6 +151,7 @@ def make(
         "none: leave it out"
       )
     _check_matches([part["match"] for part in (*groups, *freeze)], params)
+    _warn_of_unmatched([p for p in decay_exclude if p != "1d"], params)
     return State(jnp.zeros([], jnp.int32), tx.init(params))
 
   def update(grads, state, params):
@@ -494,7 +496,9 @@ def _check(groups, freeze, patterns):
       raise errors.UserError(
         f"group {group}: give match, and lr_mult, lr, weight_decay or momentum"
       )
-    _check_numbers(**{k: v for k, v in group.items() if k != "match"})
+    numbers = {k: v for k, v in group.items() if k != "match"}
+    errors.refuse_kinds("optimizer.groups", numbers, dict.fromkeys(keys, float))
+    _check_numbers(**numbers)
   matches = [part.get("match") for part in (*groups, *freeze)]
   for pattern in [*patterns, *matches]:
     try:
@@ -511,6 +515,15 @@ def _check_matches(patterns, params):
         f"no parameter matches {pattern!r}: patterns are for paths like "
         f"{paths[-1]}"
       )
+
+
+def _warn_of_unmatched(patterns, params):
+  """Those of `decay_exclude` may be for encoders of several kinds."""
+  for pattern in patterns:
+    try:
+      _check_matches([pattern], params)
+    except errors.UserError as e:
+      logging.warning("optimizer.decay_exclude: %s", e)
 
 
 def _refuse_scanned(params):

@@ -117,6 +117,11 @@ def build(config, *, source=None, devices=None) -> Run:
 
 def make_encoder(config):
   """The Flax module that `config.encoder` names."""
+  if "axis_name" in config.encoder:
+    raise errors.UserError(
+      "config.encoder.axis_name is for steps of your own in pmap or shard_map: "
+      "leave it out"
+    )
   return named.make("ssljax.models", config.encoder, dtype=_dtype(config))
 
 

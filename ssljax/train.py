@@ -333,9 +333,11 @@ def _refuse_another_config(config, workdir):
     return
   old, new = map(config_lib.to_dict, (config_lib.restore(path), config))
   if rows := config_lib.difference(old, new):
+    more = f"; and {len(rows) - 4} more" if len(rows) > 4 else ""
     raise errors.UserError(
-      f"{workdir} holds a run of another config ({'; '.join(rows)}): give "
-      "another --workdir, or the same config to go on"
+      f"{workdir} holds a run of another config ({'; '.join(rows[:4])}{more}): "
+      "give the same config to go on, or another --workdir, with "
+      f"--config.init_from={workdir} to start from its weights"
     )
 
 

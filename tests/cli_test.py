@@ -15,6 +15,8 @@ from ssljax import quickstart
 from ssljax import run as run_lib
 from ssljax import train
 from ssljax.data import prepare
+from ssljax.models import resnet
+from ssljax.models import vit
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 QUICK = f"{ROOT}/configs/simclr_resnet18_fashion_mnist.py:quick"
@@ -59,7 +61,7 @@ def test_an_option_that_the_file_left_out_is_read(text, value):
 
 def test_decay_exclude_is_no_single_word(mistake):
   line = mistake("train", "--config.optimizer.decay_exclude=bias")
-  assert "give a tuple of patterns, as ('bias',)" in line
+  assert "decay_exclude='bias' is not tuple[str, ...]: give ('bias',)" in line
 
 
 def test_a_misspelt_variant_is_told(mistake):
@@ -97,14 +99,39 @@ WRONG = {
   "eval.batch_size=0": "eval.batch_size=0: give 1 or more",
   "augment.views=0": "augment.views=0: give 1 or more",
   "encoder.width=0": "encoder.width=0: give 1 or more",
-  "data.size=32": "config.data.size=(32,): give two numbers",
-  "augment.size=32": "config.augment.size=32: give two numbers",
+  "encoder.bn_groups=0": "encoder.bn_groups=0: give 1 or more",
+  "method.num_layers=0": "method.num_layers=0: give 1 or more",
+  "method.temperature=0": "method.temperature=0.0: give more than 0",
+  "augment.gray_p=1.5": "augment.gray_p=1.5: give from 0 to 1",
+  "augment.area=(0.2,1.5)": "area=(0.2, 1.5): give from 0 to 1",
+  "eval.every_epochs=-1": "every_epochs=-1.0: give 0 or more",
+  "eval.every_epochs=nan": "every_epochs=nan: give 0 or more",
+  "schedule.end=-1": "schedule.end=-1: give 0 or more",
+  "data.size=32": "config.data.size=(32,): give two whole numbers above 0, as "
+  "'(32, 32)'",
+  "augment.size=32": "config.augment.size=32: give two whole numbers",
+  "augment.size=(8.5,8)": "size=(8.5, 8): give two whole numbers",
   "augment.area=0.3": "config.augment.area=(0.3,): give two numbers",
-  "augment.local_size=(0,4)": "local_size=(0, 4): give two numbers",
+  "augment.local_size=(0,4)": "local_size=(0, 4): give two whole numbers",
+  "augment.views=1": "takes 2 views, and the augmentation gives 1",
+  "augment.views=3": "takes 2 views, and the augmentation gives 3",
+  "augment.name=mae": "takes 2 views, and the augmentation gives 1",
+  "augment.local_views=2": "the method takes no small crops",
+  "augment.jitter=(0.4,0.4,'a',0.1)": "jitter=(0.4, 0.4, 'a', 0.1) is not",
+  "augment.gray_p={}": "gray_p={} is not float",
+  "augment.mean=(0.5,0.5)": "mean=(0.5, 0.5): the images have 1 channels",
+  "augment.std=(0.0,)": "std=(0.0,): give numbers above 0",
+  "augment.size=(64,2)": "blur_kernel=7 is too wide for views of 2 pixels",
   "augment.interpolation=nearest": "choose bilinear or bicubic",
   "method.out_dim=abc": "simclr: out_dim='abc' is not int",
   "method.hidden_dim=abc": "simclr: hidden_dim='abc' is not int | None",
   "encoder.bn_groups=x": "resnet: bn_groups='x' is not int",
+  "encoder.bn_groups=2.5": "resnet: bn_groups=2.5 is not int",
+  "encoder.parent=3": "resnet has no 'parent'",
+  "encoder.axis_name=x": "axis_name is for steps of your own in pmap",
+  "encoder={'widht':16}": "resnet has no 'widht': did you mean 'width'?",
+  "mesh={'date':1}": "unknown key config.mesh.date: did you mean config.mesh.",
+  "mesh=8": "config.mesh is a section: give --config.mesh.data=",
   "augment.flip_p=often": "augment 'simclr': flip_p='often' is not float",
   "augment.blur_p=(1.0,0.1,0.5)": "blur_p=(1.0, 0.1, 0.5) is not of 2 views",
   "augment.blur_kernel=8": "blur_kernel=8: give an odd number of taps",
@@ -112,8 +139,13 @@ WRONG = {
   "augment.eval_crop=1.5": "eval_crop=1.5: give a part, above 0 and up to 1",
   "augment.eval_crop=0": "eval_crop=0: give a part, above 0 and up to 1",
   "optimizer.freeze=encoder": "freeze='encoder': give dicts of match and steps",
-  "optimizer.groups=encoder": "groups='encoder': give a tuple of dicts",
-  "optimizer.groups=3": "groups=3: give a tuple of dicts",
+  "optimizer.groups=encoder": "groups='encoder' is not tuple[dict, ...]",
+  "optimizer.groups=3": "groups=3 is not tuple[dict, ...]",
+  "optimizer.groups=({'match':'encoder','lr_mult':None},)": "optimizer.groups: "
+  "lr_mult=None is not float",
+  "optimizer.groups={'match':'encoder','lr_mult':0.1}": "groups=lr_mult: 0.1 "
+  "match: encoder is not tuple",
+  "optimizer.nesterov": "nesterov has no value: give --config.optimizer.nest",
   "optimizer.freeze=3": "freeze=3: give dicts of match and steps",
   "optimizer.nesterov=no": "sgd: nesterov='no' is not bool",
   "optimizer.dampening=0.1": "optimizer sgd has no 'dampening'",
@@ -131,6 +163,65 @@ WRONG = {
   "method.name=distillation": "ssljax.methods.distillation has no `make`",
   "encoder.name=heads": "ssljax.models.heads has no `make`",
 }
+
+
+OTHERS = {
+  "ibot_vit": {
+    "augment.views=1": "takes 2 or more views",
+    "method.mask_ratio=0.5": "mask_ratio=0.5 is not tuple[float, float]",
+    "method.ema=1.5": "method.ema=1.5: give from 0 to 1",
+  },
+  "swav_resnet18": {"method.crops_for_assign=3": "takes 3 or more views"},
+  "mae_vit": {
+    "encoder.class_token=True": "gives the decoder the class token of",
+    "encoder.registers=2.0": "vit: registers=2.0 is not int",
+    "encoder.img_size=9": "does not divide encoder.img_size=9",
+    "encoder.drop_path=1.0": "drop_path=1.0: give 0 or more, below 1",
+    "method.decoder_dim=30": "multiple of 4, not 30",
+  },
+  "lejepa_resnet18": {"method.knots=1": "method.knots=1: give 2 or more"},
+}
+
+
+@pytest.mark.parametrize(
+  "name, flag", [(name, flag) for name in OTHERS for flag in OTHERS[name]]
+)
+def test_a_wrong_value_of_another_method_is_told(mistake, name, flag):
+  config = f"{ROOT}/configs/{name}_fashion_mnist.py:quick"
+  line = mistake("train", f"--config={config}", f"--config.{flag}")
+  assert OTHERS[name][flag] in line
+
+
+@pytest.mark.parametrize(
+  "line, says",
+  [
+    ("acumulate = 4", "did you mean config.accumulate"),
+    ("eval.batchsize = 3", "did you mean config.eval.batch_size"),
+    ("data.modality = 'sound'", "has config.data.modality='sound'"),
+    ("encoder.width = 4", "config.encoder.name is missing"),
+  ],
+)
+def test_a_misspelt_key_of_a_file_is_told(mistake, tmp_path, line, says):
+  path = tmp_path / "config.py"
+  path.write_text(f"""from ssljax import config as config_lib
+def get_config(arg=None):
+  config = config_lib.base()
+  config.encoder = {{}}
+  config.{line}
+  return config
+""")
+  assert says in mistake("train", f"--config={path}")
+
+
+def test_a_key_and_its_value_are_one_word(mistake):
+  line = mistake("train", "--config.steps", "5")
+  assert "unexpected '5'" in line and "one word, as --config.steps=5" in line
+
+
+def test_numbers_may_name_a_resnet():
+  assert resnet.make(variant=18).variant == "18"
+  with pytest.raises(errors.UserError, match="unknown vit variant 16"):
+    vit.make(variant=16)
 
 
 @pytest.mark.parametrize("flag", WRONG)
@@ -294,7 +385,14 @@ def test_the_quickstart_tells_mistakes(monkeypatch, capsys, error, status):
 def test_a_section_may_be_a_dict():
   flag = "--config.monitor={'every_steps': 0}"
   monitor = config_lib.load(QUICK, [flag]).monitor
-  assert monitor.every_steps == 0
+  assert monitor.every_steps == 0 and monitor.examples == 256
+  flag = "--config.encoder={'width': 8, 'norm': 'layer'}"
+  encoder = config_lib.load(QUICK, [flag]).encoder.to_dict()
+  assert encoder["width"] == 8 and encoder["norm"] == "layer"
+  assert encoder["variant"] == "6"
+  flag = "--config.encoder={'name': 'vit', 'variant': 'Mu/2'}"
+  encoder = config_lib.load(QUICK, [flag]).encoder.to_dict()
+  assert encoder == {"name": "vit", "variant": "Mu/2"}
 
 
 def test_what_a_config_can_name_is_listed():

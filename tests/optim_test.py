@@ -682,3 +682,12 @@ def test_layer_decay_leaves_alone_what_is_not_of_one_layer():
     "encoder/block0/fc/bias": pytest.approx(0.1),  # nothing scales it
     "head/kernel": 3.0,
   }
+
+
+def test_an_exclusion_that_finds_nothing_is_told(caplog):
+  with caplog.at_level("WARNING", logger="absl"):
+    make_and_init(decay_exclude=("1d", "biass"))
+    assert "decay_exclude: no parameter matches 'biass'" in caplog.text
+    caplog.clear()
+    make_and_init(decay_exclude=("1d",))
+  assert not caplog.text

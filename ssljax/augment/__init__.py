@@ -8,6 +8,7 @@ import numpy as np
 
 from ssljax import errors
 from ssljax.augment import image as ops
+from ssljax.augment.presets import KINDS
 from ssljax.augment.presets import PRESETS
 
 
@@ -33,6 +34,13 @@ def pair(
     )
   size = options.pop("size", source.shape[:2])
   views = make(name, size=size, **options)
+  channels = source.shape[2]
+  for key in ("mean", "std"):
+    if len(options.get(key) or (0,)) not in (1, channels):
+      raise errors.UserError(
+        f"config.augment.{key}={options[key]}: the images have {channels} "
+        "channels; give a number for each, or one"
+      )
   statistics = {k: options.get(k, PRESETS[name][k]) for k in ("mean", "std")}
   return views, make("none", size=size, crop=eval_crop, **statistics)
 
@@ -58,8 +66,8 @@ def make(name: str, *, size, **overrides) -> Callable:
       f"unknown augment {name!r}: choose among {', '.join(PRESETS)}"
     )
   preset = PRESETS[name]
-  kinds = {key: type(value) for key, value in preset.items()}
-  errors.refuse_options(f"augment {name!r}", overrides, kinds)
+  errors.refuse_unknown(f"augment {name!r}", overrides, preset)
+  errors.refuse_kinds(f"augment {name!r}", overrides, KINDS)
   options = {
     k: tuple(v) if isinstance(v, list) else v
     for k, v in {**preset, **overrides}.items()
@@ -102,24 +110,14 @@ def _check(options, size):
         f"config.augment.{key}={value} is not of {views} views: give as many "
         "numbers, or one for all"
       )
-  for key, many in (("jitter", 4), ("mean", None), ("std", None)):
-    value = options.get(key)
-    ok = isinstance(value, tuple) and len(value) == (many or len(value))
-    if value is not None and not (ok and len(value)):
-      raise errors.UserError(
-        f"config.augment.{key}={value}: give {many or 'a list of'} numbers, as "
-        "'(A, ...)'"
-      )
-  for key in ("views", "local_views"):
-    if not isinstance(options.get(key, 1), int) or options.get(key, 1) < 0:
-      raise errors.UserError(
-        f"config.augment.{key}={options[key]}: give a whole number"
-      )
-  for key in ("flip_p", "jitter_p", "gray_p", "local_blur_p", "strength"):
-    if isinstance(options.get(key), tuple):
-      raise errors.UserError(
-        f"config.augment.{key}={options[key]}: give one number for all views"
-      )
+  if options.get("std") and not min(options["std"]) > 0:
+    raise errors.UserError(
+      f"config.augment.std={options['std']}: give numbers above 0"
+    )
+  if options.get("local_views", 0) < 0:
+    raise errors.UserError(
+      f"config.augment.local_views={options['local_views']}: give 0 or more"
+    )
   kernel = options.get("blur_kernel")
   if kernel is not None and (kernel < 1 or kernel % 2 == 0):
     raise errors.UserError(
@@ -129,11 +127,16 @@ def _check(options, size):
   if options.get("local_views") and options["local_blur_p"]:
     blurred.append(options["local_size"])
   for sides in blurred:
-    if kernel is not None and kernel // 2 >= min(sides):
+    if (taps := _taps(options, sides)) // 2 >= min(sides):
       raise errors.UserError(
-        f"config.augment.blur_kernel={kernel} is too wide for views of "
+        f"config.augment.blur_kernel={taps} is too wide for views of "
         f"{min(sides)} pixels: give a smaller one"
       )
+
+
+def _taps(options, size):
+  """Of the blur's kernel: a tenth of the height, made odd."""
+  return options["blur_kernel"] or 2 * (size[0] // 20) + 1
 
 
 def _stack(views):
@@ -176,7 +179,7 @@ def _random(key, x, i, size, options):
     x = ops.color_jitter(keys[:, 2], x, strengths=jitter, p=options["jitter_p"])
   if colour and options["gray_p"]:
     x = ops.random_grayscale(keys[:, 3], x, p=options["gray_p"])
-  kernel = options["blur_kernel"] or 2 * (size[0] // 20) + 1
+  kernel = _taps(options, size)
   if at("blur_p") and kernel > 1:
     x = ops.gaussian_blur(
       keys[:, 4],

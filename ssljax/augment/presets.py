@@ -25,6 +25,30 @@ _NOTHING = dict(
   local_blur_p=0.5,
 )
 
+# What each key may be.
+KINDS = dict(
+  views=int,
+  area=tuple[float, float],
+  ratio=tuple[float, float],
+  interpolation=str,
+  flip_p=float,
+  jitter=tuple[float, float, float, float],
+  strength=float,
+  jitter_p=float,
+  gray_p=float,
+  blur_p=float | tuple[float, ...],
+  blur_sigma=tuple[float, float],
+  blur_kernel=int | None,
+  solarize_p=float | tuple[float, ...],
+  mean=tuple[float, ...] | None,
+  std=tuple[float, ...] | None,
+  local_views=int,
+  local_size=tuple[int, int],
+  local_area=tuple[float, float],
+  local_blur_p=float,
+  crop=float,
+)
+
 PRESETS = {
   # google-research/simclr `data_util.py`: no mean and std, inputs in [0, 1].
   # Contrast and saturation are torchvision's, where theirs are TensorFlow's.

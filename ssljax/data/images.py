@@ -6,6 +6,9 @@ import tokenize
 import cv2
 import numpy as np
 
+# What is corrupt is told with its file's name.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".npy")
 
 

@@ -102,8 +102,10 @@ def find_builder(name: str, data_dir: str | None = None):
   prepared = base and os.path.isdir(os.path.join(root, base))
   if base not in known and not prepared:
     hint = errors.hint(base, known) or ": give a TFDS name."
+    folder = name if os.path.isdir(name) else os.path.dirname(name)
+    path = folder if os.path.isdir(folder) else "PATH"
     raise errors.UserError(
-      f"no dataset {name!r}{hint} Images in a folder are folder:PATH"
+      f"no dataset {name!r}{hint} Files in a folder are folder:{path}"
     )
   if config and not prepared:
     configs = tfds.builder_cls(base).builder_configs

@@ -399,8 +399,14 @@ class Folder:
     path = os.path.expanduser(path)
     if not os.path.isdir(path):
       raise errors.UserError(f"no folder {path}: give data.name=folder:PATH")
+    if not split:
+      raise errors.UserError(
+        f"no split of {path} is given: name a subfolder, or 'all' of them "
+        "(--train_split and --test_split of `evaluate`; of the config "
+        "data.split, eval.train_split and eval.test_split)"
+      )
     root = path if split == "all" else os.path.join(path, split)
-    if not split or not os.path.isdir(root):
+    if not os.path.isdir(root):
       have = ", ".join(_subfolders(path)) or "none"
       raise errors.UserError(
         f"{path} has no subfolder {split!r} for the split: there is {have}; "

@@ -41,7 +41,7 @@ def make(*, variant: str, **options) -> "Bert":
     UserError: a size that is not known, an option that is not a field, or heads
       that do not divide the width.
   """
-  family, _, size = variant.rpartition("-")
+  family, _, size = str(variant).rpartition("-")
   if size not in _SIZES or family not in ("", "roberta"):
     raise errors.UserError(
       f"unknown bert variant {variant!r}: give one of {', '.join(_SIZES)}, or "

@@ -31,7 +31,7 @@ class Bias(nn.Module):
     """[heads q k] float32.
 
     Raises:
-      UserError: the table was learned for another grid.
+      UserError: the table was learned for a grid of other differences.
     """
     rows, columns = self.grid
     count = (2 * rows - 1) * (2 * columns - 1) + (3 if self.extra else 0)

@@ -40,6 +40,7 @@ def make(*, variant: str, **options) -> "ResNet":
   Raises:
     UserError: another variant, or an option that is not a field.
   """
+  variant = str(variant)
   if variant not in _STAGES:
     raise errors.UserError(
       f"unknown resnet variant {variant!r}: choose among {', '.join(_STAGES)}"

@@ -37,9 +37,10 @@ def make(*, variant: str, **options) -> "ViT":
 
   Raises:
     UserError: a size that is not known, no patch, an option that is not a
-      field, or heads that do not divide the width.
+      field, heads that do not divide the width, or a patch that does not
+      divide `img_size`.
   """
-  size, _, patch = variant.partition("/")
+  size, _, patch = str(variant).partition("/")
   if size not in _SIZES or not patch.isdigit() or not int(patch):
     raise errors.UserError(
       f"unknown vit variant {variant!r}: give SIZE/PATCH, the size among "
@@ -52,6 +53,11 @@ def make(*, variant: str, **options) -> "ViT":
   if vit.dim % vit.heads:
     raise errors.UserError(
       f"encoder.heads={vit.heads} does not divide encoder.dim={vit.dim}"
+    )
+  if np.any(np.mod(vit.img_size or 0, vit.patch)):
+    raise errors.UserError(
+      f"the patch of {vit.patch} does not divide encoder.img_size="
+      f"{vit.img_size}: give a multiple"
     )
   return vit
 
@@ -437,7 +443,10 @@ def sincos2d(dim: int, h: int, w: int) -> np.ndarray:
     UserError: `dim` is not a multiple of 4.
   """
   if dim % 4:
-    raise errors.UserError(f"pos='sincos2d' needs dim={dim} a multiple of 4")
+    raise errors.UserError(
+      f"fixed positions need a width that is a multiple of 4, not {dim}: give "
+      "another config.encoder.dim, or method.decoder_dim or predictor_dim"
+    )
   frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
   rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
 
