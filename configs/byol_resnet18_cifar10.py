@@ -4,8 +4,8 @@ vturrisi/solo-learn `scripts/pretrain/cifar/byol.yaml`: 1000 epochs of batches
 of 256, LARS. Theirs reaches 92.58 by an online linear probe. Not yet
 reproduced.
 
-Their target starts as a copy of the online network, and their heads' last
-layers have a bias.
+Their target starts as a copy of the online network, their heads' last layers
+have a bias, and all layers of heads start smaller by the root of 3, as torch's.
 """
 
 from ssljax import config as config_lib

@@ -93,9 +93,10 @@ def export(
   """Writes a run's encoder for another library.
 
   Of an encoder of images positions are written also where they are fixed, for
-  the size of the run's images. With that of a language model go its heads, and
-  a config.json beside a .safetensors file: as DIRECTORY/model.safetensors,
-  transformers' `from_pretrained(DIRECTORY)` loads it.
+  the size of the run's images. With that of a language model go its heads. The
+  layout "huggingface" has a config.json beside a .safetensors file: as
+  DIRECTORY/model.safetensors, transformers' `from_pretrained(DIRECTORY)` loads
+  it.
 
   Args:
     workdir: of the run.
@@ -118,9 +119,14 @@ def export(
   encoder = run_lib.make_encoder(run.config)
   spec = layouts.get(layout, encoder)
   arrays = _write(spec, run, state, network)
-  if layouts_text.fits(encoder) and out.endswith(".safetensors"):
+  if layout == "huggingface" and out.endswith(".safetensors"):
     params, _ = _networks(state, network)
-    _write_config(layouts_text.config_of(encoder, params), out)
+    if layouts_text.fits(encoder):
+      config = layouts_text.config_of(encoder, params)
+    else:
+      grid = _grid(run, encoder)
+      config = layouts.config_of(encoder, params["encoder"], grid)
+    _write_config(config, out)
   write_file(out, arrays)
   ours = jax.tree.map(np.asarray, _networks(state, network))
   again = _read(spec, run, read_file(out), state, network, file=out)[:2]

@@ -189,6 +189,33 @@ def _write(layout, encoder, flat, grid):
   return written
 
 
+def config_of(encoder, params, grid) -> dict:
+  """Returns what transformers' config.json says of a ViT's weights.
+
+  Args:
+    encoder: a ViT.
+    params: its parameters.
+    grid: (rows, columns) of patches at which positions are written.
+  """
+  if (table := params.get("pos_embed")) is not None:
+    grid = table.shape[:2]
+  pixels = params["patch_embed"]["kernel"].shape[0]
+  return {
+    "architectures": ["ViTModel"],
+    "model_type": "vit",
+    "hidden_size": encoder.dim,
+    "num_hidden_layers": encoder.depth,
+    "num_attention_heads": encoder.heads,
+    "intermediate_size": int(encoder.dim * encoder.mlp_ratio),
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "image_size": [side * encoder.patch for side in grid],
+    "patch_size": encoder.patch,
+    "num_channels": pixels // encoder.patch**2,
+    "qkv_bias": True,
+  }
+
+
 def read(layout: Layout, encoder, arrays, params, stats, *, file, grid):
   """The inverse of `write`, strict.
 

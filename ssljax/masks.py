@@ -143,8 +143,10 @@ def multiblock_masking(
   `MaskCollator` of facebookresearch/ijepa `src/masks/multiblock.py`: all blocks
   of a kind are of one size, which one number draws, area and aspect together;
   a block is always smaller than the grid, and its first row and column are
-  never the last possible ones. A context that keeps too few places is drawn
-  again; after each `tries` in vain one target fewer is taken out of it.
+  never the last possible ones, so that no block has the grid's last row or
+  column: of 14 x 14 patches 14 percent, of 7 x 7 27. A context that keeps too
+  few places is drawn again; after each `tries` in vain one target fewer is
+  taken out of it.
 
   Args:
     key: [b].

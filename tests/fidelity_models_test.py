@@ -108,7 +108,9 @@ def test_resnet18_is_torchvisions(mode, shape):
     n = n[name.split("/")[1].split(".")[0]]
     old = 0.9 * before[name.removeprefix("stats/")]
     found[name] = old + (found[name] - old) * n / (n - 1)
-  hold(found, expected)
+  # In training the last batch norms see 16 values: torchvision itself is 5e-6
+  # from its float64, and this 1.1e-5 on a CPU without AVX-512.
+  hold(found, expected, 2e-5 if mode == "train" else 1e-5)
 
 
 def tokens_and_gradients(layout, encoder, x, params, noise=None):

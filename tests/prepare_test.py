@@ -212,7 +212,7 @@ def test_a_dataset_that_tfds_cannot_build(tmp_path, monkeypatch):
   "name, says",
   [
     ("fashion_mnst", "did you mean 'fashion_mnist'"),
-    ("", "no dataset '': give a TFDS name. Images in a folder"),
+    ("", "no dataset '': give a TFDS name. Files in a folder"),
     ("a/b/c", "no dataset 'a/b/c': give a TFDS name"),
     ("fashion_mnist/none", "no config 'none'"),
     ("fashion_mnist:9.9.9", "3.0.1"),
