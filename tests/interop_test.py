@@ -254,15 +254,15 @@ def test_commands_with_a_vit(tmp_path):
   assert figures["largest_difference"] == 0.0
   assert "blocks.1.attn.qkv.bias" in interop.read_file(out)
   # What is exported for transformers says what it is, and comes back.
-  out = str(tmp_path / "theirs" / "model.safetensors")
-  os.mkdir(os.path.dirname(out))
-  ssljax("export", here, f"--out={out}", "--layout=huggingface")
+  theirs = str(tmp_path / "theirs" / "model.safetensors")
+  os.mkdir(os.path.dirname(theirs))
+  ssljax("export", here, f"--out={theirs}", "--layout=huggingface")
   config = json.loads((tmp_path / "theirs" / "config.json").read_text())
   assert config["model_type"] == "vit" and config["layer_norm_eps"] == 1e-6
   assert config["image_size"] == [8, 8] and config["num_channels"] == 1
   sizes = ("hidden_size", "intermediate_size", "num_attention_heads")
   assert [config[k] for k in sizes] == [32, 128, 2]
-  again = [f"--weights={out}", *kind, f"--workdir={tmp_path / 'again'}"]
+  again = [f"--weights={theirs}", *kind, f"--workdir={tmp_path / 'again'}"]
   assert ssljax("import", *again)["weights"] == len(arrays)
   # A misfit leaves no workdir behind.
   missing = str(tmp_path / "missing")
