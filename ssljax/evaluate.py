@@ -88,6 +88,12 @@ def evaluate(
     },
     "step": int(state.step),
   }
+  needed = ("test",) if set(protocols) == {"loss"} else ("train", "test")
+  if not all(figures["splits"][name] for name in needed):
+    raise errors.UserError(
+      "the run was made without evaluation: give --train_split and "
+      "--test_split, and where its data have no labels --data=NAME"
+    )
   versions = {}
   path = os.path.join(workdir, "eval", _file_name(figures, run))
 

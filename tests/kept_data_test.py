@@ -185,3 +185,8 @@ def test_unlabelled_examples_are_not_tuned_on(trained, tmp_path, monkeypatch):
       fractions=(1.0,),
       floors=False,
     )
+
+
+def test_a_run_without_evaluation_tells_what_one_needs(trained):
+  with pytest.raises(errors.UserError, match="give --train_split .* --data=NA"):
+    evaluate.evaluate(trained[0], protocols=("knn",))
