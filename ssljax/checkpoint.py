@@ -62,20 +62,20 @@ class Checkpoints:
     if not read_only:
       newest = sharding.by_first(lambda: _set_aside(self._directory))
       self._wrong[newest] = None
-    verbosity = logging.get_verbosity()
-    if read_only:  # which it would warn of
-      logging.set_verbosity(logging.ERROR)
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-        # What else it would warn of.
-        create=not read_only,
-        save_interval_steps=0 if read_only else 1,
-      ),
+    options = ocp.CheckpointManagerOptions(
+      cleanup_tmp_directories=not read_only,
+      read_only=read_only,
+      # What else it would warn of.
+      create=not read_only,
+      save_interval_steps=0 if read_only else 1,
     )
-    logging.set_verbosity(verbosity)
+    verbosity = logging.get_verbosity()
+    try:
+      if read_only:  # which it would warn of
+        logging.set_verbosity(logging.ERROR)
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
+    finally:
+      logging.set_verbosity(verbosity)
 
   def latest_step(self, before: int | None = None) -> int | None:
     """The newest step, or the newest before another; None is none."""

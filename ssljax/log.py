@@ -206,9 +206,9 @@ class Log:
   def _seconds(self):
     """What the run's seconds went to until now, for a row."""
     now, before = self._clock.read(), self._spent_before
-    spent = {k: s + before.get(k, 0.0) for k, s in now.items()}
-    self.figures["goodput"] = _goodput(spent)
-    return {_SPENT + k: round(s, 3) for k, s in spent.items()}
+    spent = {k: round(s + before.get(k, 0.0), 3) for k, s in now.items()}
+    self.figures["goodput"] = _goodput(spent)  # of what is written
+    return {_SPENT + k: s for k, s in spent.items()}
 
   def _emit(self, row):
     """Writes a row, and warns of a collapse, once of each kind."""

@@ -86,7 +86,7 @@ def test_small_rows_are_normalised_too():
   np.testing.assert_allclose(
     ops.l2_normalize(jnp.array([[1e-4, 0.0], [0.0, -2e-6]])),
     [[1, 0], [0, -1]],
-    rtol=2.0**-22,  # of a CPU's own reciprocal root
+    rtol=2.0**-22,  # two units in the last place, of the CPU's reciprocal root
   )
 
 
