@@ -136,17 +136,18 @@ def multiblock_masking(
   target_aspect: tuple[float, float] = (0.75, 1.5),
   context_area: tuple[float, float] = (0.85, 1.0),
   min_keep: int = 10,
+  inclusive: bool = False,
   tries: int = 20,
 ) -> tuple[jax.Array, jax.Array]:
   """I-JEPA's masks: blocks to predict, and a block without them to see.
 
   `MaskCollator` of facebookresearch/ijepa `src/masks/multiblock.py`: all blocks
   of a kind are of one size, which one number draws, area and aspect together;
-  a block is always smaller than the grid, and its first row and column are
-  never the last possible ones, so that no block has the grid's last row or
-  column: of 14 x 14 patches 14 percent, of 7 x 7 27. A context that keeps too
-  few places is drawn again; after each `tries` in vain one target fewer is
-  taken out of it.
+  a block is always smaller than the grid, and, but for `inclusive`, its first
+  row and column are never the last possible ones, so that no block has the
+  grid's last row or column: of 14 x 14 patches 14 percent, of 7 x 7 27. A
+  context that keeps too few places is drawn again; after each `tries` in vain
+  one target fewer is taken out of it.
 
   Args:
     key: [b].
@@ -157,6 +158,7 @@ def multiblock_masking(
     target_aspect: least and largest height over width.
     context_area: of the context before targets are taken out; it is square.
     min_keep: a context has more places than this.
+    inclusive: blocks reach the last row and column, which the authors' do not.
     tries: see above.
 
   Returns:
@@ -180,8 +182,8 @@ def multiblock_masking(
   def blocks(key, count, size):
     """bool [count n]."""
     u = jax.random.uniform(key, (count, 2, 1))
-    top = jnp.floor(u[:, 0] * (grid[0] - size[0]))
-    left = jnp.floor(u[:, 1] * (grid[1] - size[1]))
+    top = jnp.floor(u[:, 0] * (grid[0] - size[0] + inclusive))
+    left = jnp.floor(u[:, 1] * (grid[1] - size[1] + inclusive))
     inside = (row >= top) & (row < top + size[0])
     return inside & (column >= left) & (column < left + size[1])
 

@@ -130,6 +130,18 @@ def test_ijepas_blocks_share_their_size_and_keep_enough():
     masks.multiblock_masking(keys, RNG, (8, 8), min_keep=20)
 
 
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_ijepas_blocks_reach_the_last_row_where_they_shall(inclusive):
+  keys = jax.random.split(RNG, 200)
+  drawn = masks.multiblock_masking(
+    keys, RNG, (7, 7), min_keep=4, inclusive=inclusive
+  )
+  for blocks in drawn:
+    seen = blocks.reshape(-1, 7, 7).any(axis=0)
+    assert seen[:6, :6].all()
+    assert (seen[6].all(), seen[:, 6].all()) == (inclusive, inclusive)
+
+
 def test_a_context_that_is_too_small_gives_targets_back():
   """Where four targets leave too little, fewer are taken out."""
   options = dict(target_area=(0.3, 0.3), target_aspect=(1.0, 1.0), min_keep=12)

@@ -35,6 +35,7 @@ def make(
   target_aspect: tuple[float, float] = (0.75, 1.5),
   context_area: tuple[float, float] = (0.85, 1.0),
   min_keep: int = 10,
+  inclusive: bool = False,
   max_context: float = 0.7,
   predictor_dim: int = 384,
   predictor_depth: int = 12,
@@ -52,6 +53,8 @@ def make(
     context_area: part of the image of the context, before targets are taken
       out of it.
     min_keep: a context has more patches than this.
+    inclusive: blocks reach the last row and column of patches, which the
+      authors' never do.
     max_context: part of the patches that a context may have; of larger ones,
       which hardly occur with the blocks of the paper, the last are left out.
     predictor_dim: width of the predictor.
@@ -116,6 +119,7 @@ def make(
       target_aspect=target_aspect,
       context_area=context_area,
       min_keep=min_keep,
+      inclusive=inclusive,
     )
     _, longest = masks.block_areas(grid, context_area, (1.0, 1.0))
     longest = min(longest, int(max_context * grid[0] * grid[1]))
