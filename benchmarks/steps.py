@@ -3,12 +3,12 @@
 On batches of 256 Fashion-MNIST images, in float32: a ResNet-18 of width 16 with
 the CIFAR stem, or, where a method needs patches, the ViT of its config beside
 SimCLR with the same one. The compiled step with its views, in turns with
-SimCLR's, the ratio of the medians; predicted from the matrix products and
-convolutions of both, which are the student's forward and backward passes and
-the teacher's forward passes, each as often and as large as its crops and
+SimCLR's, the ratio of the medians; and what the passes through the networks
+predict: their matrix products and convolutions are counted, those of forward
+and of backward passes apart, each as often and as large as the crops and
 visible tokens have them. A forward pass takes less time for its products than
-a backward pass; how much is measured, too. Writes `docs/steps.md` and prints a
-JSON line a method.
+a backward pass, which is measured on the encoder alone; so are the views, which
+come on top. Writes `docs/steps.md` and prints a JSON line a method.
 """
 
 import argparse
@@ -16,6 +16,9 @@ import json
 import os
 import statistics
 import time
+
+import jax
+import numpy as np
 
 from benchmarks import league
 from benchmarks import loop  # which sets the CPU up, before jax starts
@@ -30,21 +33,22 @@ _HEAD = """\
 # What a step of each method costs
 
 Made by `python -m benchmarks.steps`: batches of 256 Fashion-MNIST images on
-{cpus} CPU cores, in float32. Ratios are to SimCLR's step with the same encoder;
-the predicted one is of the matrix products and convolutions of both.
+{cpus} CPU cores, in float32: seconds of a step and, within it, of the views;
+GFLOP of the forward and of the backward passes; the ratio to SimCLR's step with
+the same encoder.
 
-A third of an encoder's products are the forward pass's. Of the time on 512
-images it takes {resnet:.0%} with the ResNet and {vit:.0%} with the ViT, so that
-a teacher, which has no backward pass, costs less than predicted (BYOL, MoCo,
-DINO, iBOT).
+A third of an encoder's products are the forward pass's; of the time on 512
+images it takes {resnet:.0%} with the ResNet and {vit:.0%} with the ViT. The
+ratio is predicted from SimCLR's step, the products of a method's forward and
+backward passes at these two rates, and the time of its views.
 MAE and I-JEPA move tokens about, which are not products; CPC convolves 6,400
 images of 8 x 8, whose maps end at 1 x 1.
 
-Each was timed in turn with SimCLR, at different hours: compare ratios, not
-seconds. SimCLR's own row shows the noise.
+Each was timed in turn with SimCLR: compare ratios, not seconds. SimCLR's own
+row shows the noise.
 
-| | encoder | s a step | GFLOP a step | over SimCLR | predicted | off |
-|---|---|---|---|---|---|---|
+| | encoder | s a step | views | forward | backward | ratio | predicted | off |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -58,33 +62,57 @@ def build(path, encoder=None):
   return run_lib.build(config)
 
 
-def measure(path, steps, rounds):
-  """A row for the method of a config."""
+def measure(path, part, steps, rounds):
+  """A row for the method of a config; `part`: see `forward_part`."""
   run = build(path)
   base = league.configs()["simclr"]
   if run.config.encoder.name == "vit":
     base = base.replace("_resnet18_", "_vit_")
   other = build(base, run.config.encoder)
-  ours, theirs = loop.bare(run), loop.bare(other)
-  pairs = [(ours(steps), theirs(steps)) for _ in range(rounds)]
-  seconds, of_simclr = map(statistics.median, zip(*pairs))
-  flops = plan.model_flops(run)
-  ratio, predicted = seconds / of_simclr, flops / plan.model_flops(other)
+  timed = [loop.bare(run), loop.bare(other), views(run), views(other)]
+  times = [[way(steps) for way in timed] for _ in range(rounds)]
+  step, of_simclr, own, its = map(statistics.median, zip(*times))
+  (forward, backward), products = passes(run), passes(other)
+  cost = lambda f, b: 2 * part * f + (1 - part) * b  # twice the products back
+  of_passes = (of_simclr - its) * cost(forward, backward) / cost(*products)
+  ratio, predicted = step / of_simclr, (own + of_passes) / of_simclr
   return {
     "method": run.config.method.name,
     "encoder": league.encoder_of(path),
-    "step_s": round(seconds, 4),
-    "gflop": round(flops / 1e9, 1),
+    "step_s": round(step, 4),
+    "views_s": round(own, 4),
+    "forward_gflop": round(forward / 1e9, 1),
+    "backward_gflop": round(backward / 1e9, 1),
     "ratio": round(ratio, 3),
     "predicted": round(predicted, 3),
     "off": round(ratio / predicted - 1, 3),
   }
 
 
-def forward_part(path, rounds):
-  """Of the time of an encoder's forward and backward passes."""
-  import jax
+def passes(run):
+  """Products of a step's forward passes, and of its backward passes."""
+  forward = plan.model_flops(run, forward=True)
+  return forward, plan.model_flops(run) - forward
 
+
+def views(run):
+  """`steps -> seconds of one`, of the augmentation alone."""
+  augment = jax.jit(run.augment)
+  batch = run.source.read(np.arange(run.config.batch_size))
+  batch["key"] = jax.random.split(jax.random.key(0), run.config.batch_size)
+  jax.block_until_ready(augment(batch))
+
+  def mean(steps):
+    start = time.perf_counter()
+    for _ in range(steps):
+      jax.block_until_ready(augment(batch))
+    return (time.perf_counter() - start) / steps
+
+  return mean
+
+
+def forward_part(path, rounds):
+  """The forward pass's of the time of an encoder's two."""
   encoder = run_lib.make_encoder(config_lib.load(path, []))
   x = jax.random.normal(jax.random.key(0), (512, 28, 28, 1))
   params, stats = linen.init(encoder, jax.random.key(0), x[:2])
@@ -106,8 +134,9 @@ def forward_part(path, rounds):
 
 def table(rows, parts):
   lines = [
-    f"| {r['method']} | {r['encoder']} | {r['step_s']:.2f} | {r['gflop']:.0f} "
-    f"| {r['ratio']:.2f} | {r['predicted']:.2f} "
+    f"| {r['method']} | {r['encoder']} | {r['step_s']:.2f} "
+    f"| {r['views_s']:.2f} | {r['forward_gflop']:.0f} "
+    f"| {r['backward_gflop']:.0f} | {r['ratio']:.2f} | {r['predicted']:.2f} "
     f"| {round(100 * r['off']):+d} % |"
     for r in rows
   ]
@@ -123,13 +152,14 @@ def main():
   args = parser.parse_args()
   known = league.configs()
   names = [m for m in args.methods.split(",") if m] or list(known)
+  paths = {"resnet": known["simclr"], "vit": known["mocov3"]}
+  parts = {name: forward_part(path, 5) for name, path in paths.items()}
   rows = []
   for name in names:
-    rows.append(measure(known[name], args.steps, args.rounds))
+    kind = "vit" if "_vit_" in known[name] else "resnet"
+    rows.append(measure(known[name], parts[kind], args.steps, args.rounds))
     print(json.dumps(rows[-1]), flush=True)
   if not args.methods:
-    paths = {"resnet": known["simclr"], "vit": known["mocov3"]}
-    parts = {name: forward_part(path, 5) for name, path in paths.items()}
     with open(_TABLE, "w") as f:
       f.write(table(rows, parts))
 

@@ -94,6 +94,18 @@ def test_flops_of_a_step_are_those_of_the_method_whatever_remat():
   assert counts["none"] == counts["full"] > 0
 
 
+def test_a_teacher_has_forward_passes_alone():
+  """SimSiam's two views go forward and back, BYOL's forward once more."""
+  counts = {}
+  for name in ("simsiam", "byol"):
+    path = f"configs/{name}_resnet18_fashion_mnist.py:quick"
+    run = run_lib.build(config_lib.load(os.path.join(ROOT, path), []))
+    forward = plan_lib.model_flops(run, forward=True)
+    counts[name] = (plan_lib.model_flops(run) - forward) / forward
+  assert 1.95 < counts["simsiam"] <= 2  # none to the image itself
+  assert 0.95 < counts["byol"] < 1
+
+
 TEXT = """
 HloModule jit_step, is_scheduled=true
 

@@ -130,12 +130,13 @@ def _of_topology(run, chip, step_flops, mfu, remat, largest):
 _WHOLE = {"block": 1 << 40, "blocks": 1}
 
 
-def model_flops(run) -> int:
+def model_flops(run, forward: bool = False) -> int:
   """Of one step: products and convolutions of the method, all chips together.
 
   Counted from the step itself: a student's forward and backward pass, a
-  teacher's forward pass, each of its crops and visible tokens alone. What the
-  augmentation does, and what is computed again to save memory, does not count.
+  teacher's forward pass, each of its crops and visible tokens alone; `forward`
+  leaves the backward passes out. What the augmentation does, and what is
+  computed again to save memory, does not count.
   """
   options = inspect.signature(
     named.module("ssljax.methods", run.config.method.name).make
@@ -148,9 +149,24 @@ def model_flops(run) -> int:
   n = run.config.batch_size
   keys = jax.ShapeDtypeStruct((n,), keys.dtype)
   views = jax.eval_shape(run.augment, batch | {"key": keys})
+  if forward:
+    return flops.count(_forward(run.method), run.abstract_state, views)
   del views["key"]
   step = core.make_train_step(run.method, run.tx)
   return flops.count(step, run.abstract_state, views, _key())
+
+
+def _forward(method):
+  """`(state, views) -> loss`, as a step computes it."""
+
+  def loss(state, views):
+    step, params, method_state, _ = state
+    features, method_state = method.forward(
+      params, method_state, views, step=step, train=True
+    )
+    return method.objective(params, method_state, features, step=step)[0]
+
+  return loss
 
 
 class Compiled(NamedTuple):
