@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 
 from absl import flags
@@ -47,7 +48,8 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
 
 The last line on stdout is one JSON object. Exit status: 0 done, 1 a selftest
 that did not pass, 2 a mistake in the command (told in one line), 3 stopped with
-the last checkpoint kept, 143 after SIGTERM with everything saved.
+the last checkpoint kept, 130 after Ctrl-C and 143 after SIGTERM, `train` with
+everything saved.
 """
 
 
@@ -72,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     return end(e, 2)
   except errors.SafeStop as e:
     return end(e, 3)
+  except KeyboardInterrupt:
+    return end("interrupted", 128 + signal.SIGINT)
   print(json.dumps(figures), flush=True)
   return 0 if figures.get("passed", True) else 1
 

@@ -10,6 +10,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -41,7 +42,7 @@ def base(modality: str = "image") -> config_dict.ConfigDict:
       precision="float32",  # of the computation; parameters are float32
       accumulate=1,  # microbatches a step; the update is that of the whole
       statistics_per_microbatch=False,  # lets batch norm see a microbatch
-      nonfinite="stop",  # or "skip" an update whose loss is not finite
+      nonfinite="stop",  # or "skip" an update that is not finite
       # Seconds without a step, after which all stacks are told.
       watchdog_s=config_dict.placeholder(float),
       log_every=10,  # steps
@@ -401,7 +402,7 @@ _RANGES = (
     r"method\.\w*(weight|queue_size|epochs?)|encoder\.registers|"
     r"augment\.strength|eval\.every_epochs|watchdog_s|"
     r"schedule\.(end|warmup_init)|optimizer\.learning_rate",
-    lambda x: x >= 0,
+    lambda x: 0 <= x < math.inf,
     "0 or more",
   ),
 )
@@ -504,8 +505,7 @@ def difference(old: dict, new: dict) -> list[str]:
   A key that one of them lacks has the default of `base`: a run goes on after
   `base` got a new key, whose default has to be what was done before.
   """
-  known = _flat(to_dict(base("text"))) | _flat(to_dict(base()))
-  old, new = known | _flat(old), known | _flat(new)
+  old, new = flat(old), flat(new)
   return [
     f"{key}: {old.get(key)} -> {new.get(key)}"
     for key in sorted(old.keys() | new.keys())
@@ -513,8 +513,13 @@ def difference(old: dict, new: dict) -> list[str]:
   ]
 
 
-def _flat(config: dict, prefix: str = "") -> dict:
-  """{"a.b": value} of {"a": {"b": value}}."""
+def flat(config: dict) -> dict:
+  """{"a.b": value} of {"a": {"b": value}}, with what `base` has besides."""
+  known = _flat(to_dict(base("text"))) | _flat(to_dict(base()))
+  return known | _flat(config)
+
+
+def _flat(config, prefix=""):
   rows = {}
   for key, value in config.items():
     inner = isinstance(value, dict)

@@ -141,9 +141,9 @@ def make_train_step(
     accumulate: the number of microbatches, run one after the other.
     statistics_per_microbatch: allow batch norm to see a microbatch at a time,
       or one device's examples.
-    skip_nonfinite: where the loss or the gradient's norm is not finite, leave
-      all but the number of the step as it was; also the optimiser's own count,
-      so that its schedules go on a step later.
+    skip_nonfinite: where the loss, the gradient's norm or that of the new
+      parameters is not finite, leave all but the number of the step as it was;
+      also the optimiser's own count, so that its schedules go on a step later.
 
   A batch is a dict of arrays [b ...]; the step adds `key` [b]. `rng` is a typed
   key, the same at every step, which folds in the number of the step.
@@ -194,10 +194,14 @@ def make_train_step(
     updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     params, method_state = method.after_update(params, method_state, step)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)} | metrics
+    norms = {
+      "grad_norm": optax.global_norm(grads),
+      "param_norm": optax.global_norm(params),
+    }
+    metrics = {"loss": loss} | norms | metrics
     new = TrainState(step + 1, params, method_state, opt_state)
     if skip_nonfinite:
-      finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+      finite = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
       keep = lambda x, old: jnp.where(finite, x, old)
       new = jax.tree.map(keep, new, state._replace(step=new.step))
     return new, metrics

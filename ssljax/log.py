@@ -8,6 +8,8 @@ import os
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from absl import logging
@@ -27,6 +29,10 @@ _IN_FLIGHT = 2
 _TENSORBOARD_S = 10
 _MONITOR = "monitor/"  # before the names of what `monitors.measure` gives
 _SPENT = "seconds/"  # before the kinds of `clock`
+# What has to be finite; the last is of the parameters after the update.
+_FINITE = ("loss", "grad_norm", "param_norm")
+# Updates left out one after the other that end a run with nonfinite=skip.
+_LEFT_OUT = 20
 
 
 class Log:
@@ -54,12 +60,17 @@ class Log:
     self._collapses = {}  # {what is watched: why it has collapsed, or None}
     self._peaks = {}  # of each spread
     self._rows = []  # fetched, not yet written
+    self._left_out = 0  # updates until now, one after the other
+    # Before the first step: the device would first do all that it has to do.
+    steps = jnp.arange(run.total_steps)
+    self._rates = np.asarray(jax.vmap(run.learning_rate)(steps))
     self._told_any = False  # whether this process has written a row
     self._path = os.path.join(workdir, "metrics.jsonl")
     rows = _drop_rows_after(self._path, start)
     self._spent_before = _spent(rows)  # by earlier processes
     before = {name: value for row in rows for name, value in row.items()}
-    self._file = open(self._path, "a")
+    with self._told():
+      self._file = open(self._path, "a")
     self._tb = TensorBoard(os.path.join(workdir, "tb"), start + 1)
     self._bar = tqdm.tqdm(
       total=run.total_steps,
@@ -141,8 +152,9 @@ class Log:
     self._ends = time.perf_counter()
     self._first = self._first or self._ends
     self._count += 1
-    if np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+    if np.isfinite([metrics[name] for name in _FINITE]).all():
       self._rows.append((step, metrics))
+      self._left_out = 0
     else:
       self._not_finite(step, metrics, index)
     self._bar.update()
@@ -155,6 +167,7 @@ class Log:
   def _judge(self, row):
     """Notes what a row tells of a collapse; returns the reasons in it."""
     found = {}
+    row = {k: np.nan if v is None else v for k, v in row.items()}
     figures = {
       k.removeprefix(_MONITOR): v
       for k, v in row.items()
@@ -164,7 +177,7 @@ class Log:
     if figures:
       found["embeddings"] = monitors.collapse(figures, self._dim)
     for name, value in row.items():
-      if name.startswith("spread/"):
+      if name.startswith("spread/") and np.isfinite(value):
         peak = self._peaks[name] = max(value, self._peaks.get(name, value))
         found[name] = monitors.lost_spread(name, value, peak)
     self._collapses |= found
@@ -180,18 +193,8 @@ class Log:
     step = rows[-1][0]
     mean = lambda name: float(np.mean([m[name] for _, m in rows]))
     row = {name: mean(name) for name in rows[0][1]}
-    seconds = self._ends - self._start - self._paused
-    steady = self._ends - self._first - self._paused
-    step_s = steady / (self._count - 1) if self._count > 1 else seconds
-    units = self._run.config.batch_size * self._run.source.per_example
-    self.figures |= {
-      "steps": step,
-      "loss": row["loss"],
-      "train_s": round(self._before_s + seconds, 3),
-      "step_s": round(step_s, 6),
-      self._rate: round(units / step_s, 1),
-    }
-    row["learning_rate"] = float(self._run.learning_rate(step - 1))
+    self.figures |= {"steps": step, "loss": row["loss"]} | self._timed()
+    row["learning_rate"] = float(self._rates[step - 1])
     for name in ("train_s", "step_s", self._rate):
       row[name] = self.figures[name]
     self._emit({"step": step} | row | self._seconds())
@@ -202,6 +205,18 @@ class Log:
     if self.figures["knn"] is not None:
       shown["knn"] = f"{self.figures['knn']:.4f}"
     self._bar.set_postfix(shown, refresh=False)
+
+  def _timed(self):
+    """How long the steps took up to the last that was fetched."""
+    seconds = self._ends - self._start - self._paused
+    steady = self._ends - self._first - self._paused
+    step_s = steady / (self._count - 1) if self._count > 1 else seconds
+    units = self._run.config.batch_size * self._run.source.per_example
+    return {
+      "train_s": round(self._before_s + seconds, 3),
+      "step_s": round(step_s, 6),
+      self._rate: round(units / step_s, 1),
+    }
 
   def _seconds(self):
     """What the run's seconds went to until now, for a row."""
@@ -219,7 +234,7 @@ class Log:
         self._warned.add(kind)
         logging.warning("step %d: %s", row["step"], reason)
     with self._told():
-      self._file.write(json.dumps(row) + "\n")
+      self._file.write(json.dumps(_plain(row)) + "\n")
       self._file.flush()
       self._tb.write(row)
 
@@ -237,18 +252,25 @@ class Log:
     first = ", ".join(map(str, index[:8])) + ", ..." * (len(index) > 8)
     what = (
       f"step {step}: loss {metrics['loss']}, gradient norm "
-      f"{metrics['grad_norm']}, not finite; its batch is of the examples "
+      f"{metrics['grad_norm']}, norm of the parameters after it "
+      f"{metrics['param_norm']}, not finite; its batch is of the examples "
       f"{first} (`ssljax replay` with --step={step} gives it again)"
     )
     self._write()
+    mend = "a smaller config.optimizer.learning_rate"
     if self._run.config.nonfinite == "skip":
-      logging.warning("%s; the update was left out", what)
-      self.figures["steps"] = step
+      self.figures |= {"steps": step} | self._timed()
       self._emit({"step": step, "skipped": 1})
-      return
+      self._left_out += 1
+      if self._left_out < _LEFT_OUT:
+        logging.warning("%s; the update was left out", what)
+        return
+      what += f"; {_LEFT_OUT} updates in a row were left out"
+    else:
+      mend += " or config.nonfinite=skip"
     raise errors.SafeStop(
       f"{what}; the last checkpoint is from before and is kept: begin anew "
-      "with a smaller config.optimizer.learning_rate or config.nonfinite=skip"
+      f"with {mend}"
     )
 
 
@@ -259,16 +281,22 @@ class TensorBoard:
   """
 
   def __init__(self, folder, first_step):
-    os.makedirs(folder, exist_ok=True)
-    self._writer = event_file_writer.EventsWriter(
-      os.path.join(folder, "events")
-    )
+    self._folder, self._first_step = folder, first_step
+    self._writer = None  # until there is something to write
     self._flushed = time.monotonic()
+
+  def _open(self):
+    os.makedirs(self._folder, exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(
+      os.path.join(self._folder, "events")
+    )
     # TensorBoard then forgets what an earlier process wrote from here on.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(first_step, session_log=start)
+    self._write(self._first_step, session_log=start)
 
   def write(self, row):
+    if self._writer is None:
+      self._open()
     for name, value in row.items():
       if name != "step":
         self._write(row["step"], summary=summary.scalar(name, value))
@@ -276,7 +304,8 @@ class TensorBoard:
       self.flush()
 
   def flush(self):
-    self._writer.flush()
+    if self._writer is not None:
+      self._writer.flush()
     self._flushed = time.monotonic()
 
   def _write(self, step, **what):
@@ -284,7 +313,13 @@ class TensorBoard:
     self._writer.write_event(event)
 
   def close(self):
-    self._writer.close()
+    if self._writer is not None:
+      self._writer.close()
+
+
+def _plain(row):
+  """A row as JSON has it: null for what is not finite."""
+  return {k: v if np.isfinite(v) else None for k, v in row.items()}
 
 
 def _drop_rows_after(path, step):

@@ -147,10 +147,14 @@ def collapse(figures: dict[str, float], dim: int) -> str | None:
   what it is given, though: without stop-gradient a ResNet-18 of 64 dimensions
   still had 4 then (7.5 with it), and its projections 2.7 (6).
 
+  Embeddings that are not finite count as collapsed, too.
+
   Args:
     figures: as `measure` gives them.
     dim: d, or n where that is less.
   """
+  if not all(map(math.isfinite, figures.values())):
+    return "divergence: embeddings are not finite, or too large to measure"
   if figures["std"] < _CONSTANT:
     return (
       "complete collapse: the embeddings of all examples are nearly the same "

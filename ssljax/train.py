@@ -30,6 +30,7 @@ from ssljax import run as run_lib
 from ssljax import sharding
 from ssljax.data import described
 from ssljax.data import stream
+from ssljax.evals import knn as knn_lib
 
 
 def train(config, workdir: str) -> dict:
@@ -47,6 +48,8 @@ def train(config, workdir: str) -> dict:
     SafeStop: the loss is not finite, or a checkpoint could not be written; the
       last good checkpoint is kept.
     SystemExit: with 143, after SIGTERM, with everything saved.
+    KeyboardInterrupt: after SIGINT, with everything saved; after a second one,
+      or while nothing trains yet, at once.
   """
   clock = clock_lib.Clock(config.watchdog_s)
   folder = os.path.join(workdir, "checkpoints")
@@ -175,7 +178,7 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
   checkpoints.knn = log.knn
   clock.switch("step")
   # However it ends, what is being saved is saved; a signal waits for that.
-  with _Terminated() as terminated, checkpoints:
+  with _Stopped() as stopped, checkpoints:
     start = int(state.step)
     due = sets and _evaluates(run, start)
     if due and sharding.of_first(start not in log.knn):
@@ -190,7 +193,7 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
       if monitor and (last or done % config.monitor.every_steps == 0):
         log.monitored(done, monitor(state))
       # Read once: a signal later in this step ends the run after the next.
-      stops = terminated.at(done)
+      stops = stopped.at(done)
       saves = last or stops or done % config.checkpoint.every_steps == 0
       evaluates = sets and _evaluates(run, done)
       if evaluates or saves:
@@ -205,7 +208,9 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
       checkpoints.wait()
     log.finish(int(state.step))
     if stops:
-      logging.warning("SIGTERM: saved step %d", done)
+      logging.warning("%s: saved step %d", stopped.by.name, done)
+      if stopped.by == signal.SIGINT:
+        raise KeyboardInterrupt
       raise SystemExit(143)
   return state
 
@@ -221,7 +226,14 @@ def _evaluates(run, step):
 
 def _evaluate(run, state, sets, log, clock):
   with clock.of("evaluate"):
-    log.evaluated(int(state.step), evaluate.knn(run, state, sets))
+    try:
+      knn = evaluate.knn(run, state, sets)
+    except knn_lib.NotFinite as e:
+      raise errors.SafeStop(
+        f"evaluation at step {int(state.step)}: {e}; begin anew with a smaller "
+        "config.optimizer.learning_rate"
+      ) from e
+    log.evaluated(int(state.step), knn)
 
 
 class Update(NamedTuple):
@@ -292,28 +304,46 @@ def _batches(run, state, start):
   )
 
 
-class _Terminated:
-  """Whether SIGTERM came, to this process or another; the loop ends itself."""
+class _Stopped:
+  """Whether a signal came, to this process or another; the loop ends itself.
+
+  SIGTERM, and Ctrl-C in a process that is alone. The second of a kind is as it
+  would be without this.
+
+  Attributes:
+    by: the signal.
+  """
 
   def __enter__(self):
-    self._came, self._before = False, None
+    self.by, self._before = None, {}
     # Among several processes jax' own handler lets all stop at the same step.
     if jax.process_count() == 1:
       with contextlib.suppress(ValueError):  # in a thread, as in a notebook
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT):
+          self._before[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *unused):
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
+    for number in list(self._before):
+      self._as_before(number)
 
-  def _note(self, *unused):
-    self._came = True
+  def _note(self, number, frame):
+    del frame
+    self.by = signal.Signals(number)
+    if number == signal.SIGINT:
+      self._as_before(number)
+      # No stream's own lock may be waited for here.
+      os.write(2, b"\nsaving; again ends at once\n")
+
+  def _as_before(self, number):
+    if (before := self._before.pop(number, None)) is not None:
+      signal.signal(number, before)
 
   def at(self, step):
     if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._came
+      if multihost_utils.reached_preemption_sync_point(step):
+        self.by = signal.SIGTERM
+    return self.by is not None
 
 
 def _refuse_another_run(run, workdir):

@@ -516,6 +516,22 @@ def test_what_is_not_finite_can_be_left_out(where):
     assert not all(jax.tree.leaves(moved[1]))
 
 
+def test_an_update_to_parameters_that_are_not_finite_is_left_out():
+  method, tx = make_moco(toys.Layer()), optax.sgd(1e38)
+  state = toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)
+  for skip in (False, True):
+    step = jax.jit(
+      core.make_train_step(
+        method, tx, augment=toys.augment, skip_nonfinite=skip
+      )
+    )
+    after, metrics = step(state, batch_of(0), RNG)
+    assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+    assert not np.isfinite(metrics["param_norm"])
+    same = jax.tree.map(np.array_equal, state.params, after.params)
+    assert all(jax.tree.leaves(same)) == skip
+
+
 @pytest.mark.parametrize("way", ["shard_map2", "pmap2"])
 def test_batch_norm_of_one_device_is_refused(way):
   wraps = {

@@ -28,7 +28,11 @@ def _log(run, folder, start=0):
   return log_lib.Log(run, str(folder), clock, start=start, dim=None)
 
 
-NAN = {"loss": np.float32("nan"), "grad_norm": 1.0}
+def _metrics(loss=1.0, **others):
+  return {"loss": loss, "grad_norm": 1.0, "param_norm": 1.0} | others
+
+
+NAN = _metrics(np.float32("nan"))
 
 
 def test_what_is_not_finite_is_told_with_the_examples_that_it_saw(tmp_path):
@@ -44,7 +48,7 @@ def test_an_update_that_was_left_out_is_told_and_in_no_mean(tmp_path, caplog):
   run = _run(nonfinite="skip")
   log = _log(run, tmp_path)
   for step, metrics in enumerate((2.0, 4.0, None, 8.0), start=1):
-    metrics = NAN if metrics is None else {"loss": metrics, "grad_norm": 1.0}
+    metrics = NAN if metrics is None else _metrics(metrics)
     log.add(step, metrics, np.array([step]))
   log.flush()
   log.close()
@@ -66,7 +70,7 @@ def test_a_row_is_of_its_steps(tmp_path, monkeypatch):
   run = _run()._replace(learning_rate=lambda step: 0.5 + step)
   log = _log(run, tmp_path)
   for step, loss in enumerate((1.0, 3.0, 4.0, 8.0), start=1):
-    log.add(step, {"loss": loss, "grad_norm": 1.0}, np.array([step]))
+    log.add(step, _metrics(loss), np.array([step]))
   log.flush()
   log.close()
   rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
@@ -78,16 +82,78 @@ def test_a_row_is_of_its_steps(tmp_path, monkeypatch):
   spent = {k: v for k, v in rows[-1].items() if k.startswith("seconds/")}
   share = spent["seconds/step"] / sum(spent.values())
   assert log.figures["goodput"] == pytest.approx(share, abs=1e-3)
-  again = _log(run, tmp_path, start=4)
-  again.add(5, {"loss": 1.0, "grad_norm": 1.0}, np.array([5]))
+  again = _log(run._replace(total_steps=5), tmp_path, start=4)
+  again.add(5, _metrics(), np.array([5]))
   again.flush()
   again.close()
   assert again.figures["train_s"] > rows[-1]["train_s"]
 
 
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])
+def test_a_state_that_is_not_finite_stops_before_it_is_saved(name, tmp_path):
+  log = _log(_run(nonfinite="stop"), tmp_path)
+  log.add(1, _metrics(**{name: np.inf}), np.array([1]))
+  with pytest.raises(errors.SafeStop, match="step 1: .* inf"):
+    log.flush()
+  log.close()
+
+
+def test_a_run_that_leaves_out_all_updates_ends(tmp_path):
+  log = _log(_run(nonfinite="skip")._replace(total_steps=40), tmp_path)
+  bad = [*range(1, 20), *range(21, 41)]  # 19, and after a good one 20
+  with pytest.raises(errors.SafeStop, match="step 40: .* 20 updates in a row"):
+    for step in range(1, 41):
+      log.add(step, NAN if step in bad else _metrics(), np.array([step]))
+    log.flush()
+  log.close()
+  assert log.figures["steps"] == 40 and log.figures["skipped"] == 39
+
+
+def test_the_rate_of_a_row_does_not_wait_for_the_device(tmp_path, monkeypatch):
+  run = _run()._replace(learning_rate=lambda step: 1.0 * step)
+  log = _log(run, tmp_path)
+  monkeypatch.setattr(log_lib, "jnp", None)
+  monkeypatch.setattr(log_lib, "jax", None)
+  log._run = run._replace(learning_rate=None)
+  for step in (1, 2):
+    log.add(step, _metrics(), np.array([step]))
+  log.flush()
+  log.close()
+  (row,) = map(json.loads, open(tmp_path / "metrics.jsonl"))
+  assert row["learning_rate"] == 1.0
+
+
+def test_embeddings_that_are_not_finite_are_told_and_are_null(tmp_path, caplog):
+  log = _log(_run(), tmp_path)
+  figures = {"std": np.float32("nan"), "rankme": np.float32("nan")}
+  log.monitored(1, figures | {"uniformity": np.float32("inf")})
+  log.flush()
+  log.close()
+  (row,) = map(json.loads, open(tmp_path / "metrics.jsonl"))
+  assert row["monitor/std"] is None and row["monitor/uniformity"] is None
+  assert log.figures["collapsed"].startswith("divergence")
+  assert "step 1: divergence" in caplog.text
+  again = _log(_run(), tmp_path, start=1)
+  again.close()
+  assert again.figures["collapsed"] == log.figures["collapsed"]
+
+
+def test_a_process_that_finds_nothing_to_do_leaves_no_events(tmp_path):
+  _log(_run(), tmp_path).close()
+  assert not (tmp_path / "tb").exists()
+
+
+def test_events_that_cannot_be_written_are_told(tmp_path):
+  (tmp_path / "tb").write_text("")
+  log = _log(_run(), tmp_path)
+  with pytest.raises(errors.SafeStop, match="could not be written"):
+    log.evaluated(1, 0.5)
+  log.close()
+
+
 def test_steps_whose_updates_were_left_out_are_counted(tmp_path):
   log = _log(_run(nonfinite="skip"), tmp_path)
-  log.add(1, {"loss": 1.0, "grad_norm": 1.0}, np.array([1]))
+  log.add(1, _metrics(), np.array([1]))
   log.add(2, NAN, np.array([2]))
   log.flush()
   log.close()
@@ -95,13 +161,13 @@ def test_steps_whose_updates_were_left_out_are_counted(tmp_path):
 
 
 def test_tensorboard_waits_for_the_disk_once_in_a_while(tmp_path, monkeypatch):
-  log = _log(_run(), tmp_path)
+  log = _log(_run()._replace(total_steps=10), tmp_path)
+  add = lambda step: log.add(step, _metrics(), np.array([step]))
+  for step in range(1, 5):
+    add(step)
   (events,) = (tmp_path / "tb").iterdir()
   before = events.stat().st_size
-  add = lambda step: log.add(
-    step, {"loss": 1.0, "grad_norm": 1.0}, np.array([step])
-  )
-  for step in range(1, 7):
+  for step in range(5, 7):
     add(step)
   assert len(open(tmp_path / "metrics.jsonl").readlines()) == 2
   assert events.stat().st_size == before  # rows at once, events not
@@ -125,7 +191,7 @@ def test_lost_seconds_are_told_though_the_next_process_ends_at_once(tmp_path):
     _log(_run(nonfinite="stop"), tmp_path, start=2).close()
   log = _log(_run(nonfinite="stop"), tmp_path, start=2)
   for step in (3, 4):
-    log.add(step, {"loss": 1.0, "grad_norm": 1.0}, np.array([step]))
+    log.add(step, _metrics(), np.array([step]))
   log.flush()
   log.close()
   *_, last = map(json.loads, open(path))
@@ -159,7 +225,7 @@ def test_the_last_evaluation_and_save_are_in_the_seconds(tmp_path):
   log._clock.switch("step")
   time.sleep(0.1)
   for step in range(1, 5):
-    log.add(step, {"loss": 1.0, "grad_norm": 1.0}, np.array([step]))
+    log.add(step, _metrics(), np.array([step]))
   log.flush()
   before = log.figures["goodput"]
   with log._clock.of("evaluate"):

@@ -17,6 +17,7 @@ from ssljax import digests
 from ssljax import errors
 from ssljax import log as log_lib
 from ssljax import train
+from ssljax.evals import knn
 
 
 def _state(step):
@@ -43,7 +44,7 @@ def loop(tmp_path, monkeypatch):
     def updates(run, state, step_fn, *, clock):
       for step in range(int(state.step) + 1, run.total_steps + 1):
         dict(at).get(step, lambda: None)()
-        metrics = {"loss": 1.0, "grad_norm": 1.0}
+        metrics = {"loss": 1.0, "grad_norm": 1.0, "param_norm": 1.0}
         yield train.Update(step, _state(step), metrics, {"index": np.arange(1)})
 
     monkeypatch.setattr(train, "updates", updates)
@@ -112,9 +113,9 @@ def test_the_best_is_kept_by_what_an_earlier_process_has_logged(loop):
 
 
 def test_the_state_is_saved_before_an_evaluation_can_fail(loop):
-  refuse = lambda *_: _raise(errors.UserError("features hold NaN"))
+  refuse = lambda *_: _raise(knn.NotFinite("features hold NaN"))
   loop.knn(refuse)
-  with pytest.raises(errors.UserError, match="NaN"):
+  with pytest.raises(errors.SafeStop, match="step 4: features hold NaN"):
     loop()
   assert loop.saved() == [2, 4]
 
@@ -145,6 +146,25 @@ def test_a_sigterm_waits_for_the_last_save(loop, came, monkeypatch):
   loop()
   assert loop.saved() == [2, 4]
   assert not came
+
+
+def test_ctrl_c_saves_and_again_ends_at_once(loop):
+  before = signal.getsignal(signal.SIGINT)
+  interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt):
+    loop({3: interrupt})
+  assert loop.saved() == [2, 3]
+  assert signal.getsignal(signal.SIGINT) is before
+
+  def twice():
+    interrupt()
+    interrupt()
+    raise AssertionError("the second did not end it")
+
+  loop.steps = 8
+  with pytest.raises(KeyboardInterrupt):
+    loop({6: twice})
+  assert loop.saved()[-1] == 4
 
 
 def test_an_evaluation_that_a_sigterm_took_is_done_on_resuming(loop, came):

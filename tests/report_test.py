@@ -24,6 +24,7 @@ from ssljax import train
 from ssljax.models import vit
 from ssljax.report import arrays
 from ssljax.report import charts
+from ssljax.report import facts
 from ssljax.report import markup
 from ssljax.report import record
 
@@ -223,6 +224,7 @@ def test_two_runs(labelled, bare, tmp_path):
   assert figures["report"] == out and figures["runs"] == 2
   text, page = read(figures)
   assert "Differences of the configs" in page.headings
+  assert text.count("Pictures below: the checkpoint of step 4.") == 2
   part = text.split("<h2>Differences of the configs</h2>")[1].split("<h2>")[0]
   assert "method.name" in part and "report_lab.flip" in part
   assert "optimizer.name" not in part
@@ -259,6 +261,7 @@ def test_user_errors(labelled, tmp_path, capsys):
   assert "--out" in said(
     f"--workdir={labelled[0]}", f"--out={tmp_path}/file/x.html"
   )
+  assert "is a folder" in said(f"--workdir={labelled[0]}", f"--out={tmp_path}")
 
 
 def test_record(labelled, tmp_path):
@@ -280,7 +283,44 @@ def test_record(labelled, tmp_path):
   assert 0 < record_of() <= cut
   events.write_bytes(whole[:-40] + bytes([255]) * 40)
   assert 0 <= record_of() <= cut
-  assert record.flat({"a": {"b": 1, "c": {}}}) == {"a.b": 1, "a.c": {}}
+
+
+def test_an_evaluation_on_other_data_is_shown_where_there_is_no_other(tmp_path):
+  def write(name, step, **figures):
+    with open(tmp_path / name, "w") as f:
+      json.dump({"step": step} | figures, f)
+
+  splits = {"train": "train[:9]", "test": "test"}
+  write("8-other-train-test-1234.json", 8, dataset="other", splits=splits)
+  measured = record._last_evaluation(str(tmp_path))
+  assert measured["dataset"] == "other"
+  one = record.Record("a", "a", {}, [], measured, {}, 1, 1.0)
+  assert "On other (train[:9], test) after step 8." in facts.evaluation(one)
+  write("4.json", 4, dataset="own")
+  assert record._last_evaluation(str(tmp_path))["dataset"] == "own"
+
+
+def test_what_is_equal_is_neither_above_nor_below():
+  said = markup.join(*facts._verdict({"": 0.5, "raw_": 0.5, "random_": 0.25}))
+  assert "25.0 points above" in said and "equal to the raw input" in said
+  assert "below" not in said
+
+
+def test_updates_that_were_left_out_are_counted():
+  rows = [{"step": 1, "loss": 1.0}]
+  rows += [{"step": i, "skipped": 1} for i in (2, 3, 4)]
+  one = record.Record("a", "a", {"batch_size": 8}, rows, None, {}, 1, 1.0)
+  assert "4 steps, the updates of 3 left out" in facts.lead(one)
+  assert "skipped" not in facts.curves([one])
+
+
+def test_configs_of_several_versions_differ_in_what_was_chosen():
+  base = config_lib.to_dict(config_lib.base())
+  old = {k: v for k, v in base.items() if k != "nonfinite"}
+  make = lambda config: record.Record("a", "a", config, [], None, {}, 1, 1.0)
+  assert "are the same" in facts.differences([make(base), make(old)])
+  other = old | {"batch_size": 7}
+  assert "batch_size" in facts.differences([make(base), make(other)])
 
 
 @pytest.mark.parametrize("method, teacher", [("ibot", True), ("mae", False)])
@@ -349,6 +389,9 @@ def test_map_of_clusters_and_of_collapse():
   assert (labels[apart.argmin(axis=1)] == labels).all()
   assert arrays.tsne(np.ones((90, 8)) * 0.3) is None
   assert arrays.tsne(z[:3]) is None
+  z[4, 2] = np.nan  # of an encoder that has diverged
+  assert arrays.tsne(z) is None
+  assert arrays.nearest(z, np.array([0, 4])).shape == (2, 9)
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -373,6 +416,10 @@ def test_ticks():
     "0.2",
     "0.3",
   ]
+  assert len({t[1] for t in charts._ticks(-0.99998, -0.9999, 4)}) == 5
+  values = [-0.9999 - 1e-5 * i for i in range(9)]
+  svg = charts.lines([("a", 0, range(9), values)])
+  assert "a: -0.9999\n" not in svg and "a: -0.99998<" in svg
   assert [t[1] for t in charts._ticks(0, 60000, 3)] == [
     "0", "20k", "40k", "60k",
   ]  # fmt: skip

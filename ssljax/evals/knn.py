@@ -76,6 +76,10 @@ def knn(
   }
 
 
+class NotFinite(errors.UserError):
+  """Features that hold NaN or infinity."""
+
+
 def check(train_x, train_y, test_x, test_y, num_classes: int) -> None:
   """Raises UserError where features or labels cannot be evaluated on."""
   for name, x, y in (
@@ -91,7 +95,7 @@ def check(train_x, train_y, test_x, test_y, num_classes: int) -> None:
       )
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
-      raise errors.UserError(
+      raise NotFinite(
         f"{name} features hold NaN or infinity in {(~finite).sum()} of "
         f"{len(x)} examples: the encoder has diverged (evaluate an earlier "
         "checkpoint by --step), or the data holds NaN"

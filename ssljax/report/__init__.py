@@ -9,6 +9,7 @@ import os
 import time
 
 from ssljax import errors
+from ssljax import files
 
 
 def report(workdirs, out: str | None = None) -> dict:
@@ -33,11 +34,13 @@ def report(workdirs, out: str | None = None) -> dict:
   if out is None:
     out = os.path.join(records[0].workdir, "report", "index.html")
   out = os.path.abspath(out)
+  if os.path.isdir(out):
+    raise errors.UserError(f"--out={out} is a folder: give a file in it")
   with _writing(out):  # first, so that a wrong folder is told at once
     os.makedirs(os.path.dirname(out), exist_ok=True)
   html = page.page(records, [page.seen(r.workdir) for r in records])
   data = html.encode("utf-8", "replace")
-  with _writing(out), open(out, "wb") as f:
+  with _writing(out), files.whole(out, "wb") as f:
     f.write(data)
   return {
     "report": out,

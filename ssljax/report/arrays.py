@@ -32,7 +32,8 @@ class Arrays(NamedTuple):
     labels: int32 [n]; -1 is unknown.
     class_names: by label, or None.
     mapped: int [m], which of the images are on the map.
-    points: [m 2] in [0, 1], or None where all embeddings are the same.
+    points: [m 2] in [0, 1], or None where all embeddings are the same or one
+      is not finite.
     neighbours: int [q 1 + k]: an image, then those that are nearest.
     shown: {name: {title: images [8 h w c]}} of `Method.show`.
     attention: (images [6 h w c], weights [6 heads gh gw] float32), or None
@@ -156,7 +157,7 @@ def tsne(z):
   from sklearn import manifold
 
   n, d = z.shape
-  if min(n, d) < 4 or z.std(axis=0).max() < 1e-6:
+  if not np.isfinite(z).all() or min(n, d) < 4 or z.std(axis=0).max() < 1e-6:
     return None
   x = decomposition.PCA(min(50, n, d), random_state=0).fit_transform(z)
   points = manifold.TSNE(

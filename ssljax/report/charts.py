@@ -129,7 +129,7 @@ def _short(value, digits):
     return f"{value / 1e6:g}M"
   if size >= 1e4 and value % 100 == 0:
     return f"{value / 1e3:g}k"
-  if digits > 4:
+  if digits > 5:  # there is no room for more
     return f"{value:.3g}"
   return f"{value:.{digits}f}"
 
@@ -146,7 +146,7 @@ def _strips(curves, x0, x1, px):
     for name, _, at, values in curves:
       near = int(np.argmin(np.abs(np.asarray(at) - step)))
       if left <= px(at[near]) <= right:
-        said.append(f"{name}: {values[near]:.4g}")
+        said.append(f"{name}: {values[near]:.7g}")
     box = dict(x=_round(left), y=_TOP, width=_round(right - left))
     title = markup.tag("title", "\n".join(said))
     height = _HEIGHT - _TOP - _BOTTOM

@@ -3,6 +3,7 @@
 import json
 
 from ssljax import clock
+from ssljax import config as config_lib
 from ssljax.report import charts
 from ssljax.report import markup
 from ssljax.report import record as record_lib
@@ -12,13 +13,15 @@ _PROTOCOLS = {"knn": "kNN", "linear": "linear probe"}
 _TITLES = {
   "knn": "kNN accuracy",
   "grad_norm": "gradient norm",
+  "param_norm": "norm of the parameters",
   "images_per_s": "images per second",
   "tokens_per_s": "tokens per second",
 }
-_NOT_CURVES = ("train_s", "step_s", "seconds/")
+_NOT_CURVES = ("train_s", "step_s", "seconds/", "skipped")
 _RATES = ("images_per_s", "tokens_per_s")
 _LINEAR = ("learning_rate", *_RATES)
-_FIRST, _LAST = ("loss", "knn"), ("learning_rate", "grad_norm", *_RATES)
+_FIRST = ("loss", "knn")
+_LAST = ("learning_rate", "grad_norm", "param_norm", *_RATES)
 
 
 def lead(record: record_lib.Record) -> markup.Html:
@@ -28,6 +31,8 @@ def lead(record: record_lib.Record) -> markup.Html:
   how = f"{part(config, 'data')}, batches of {config.get('batch_size')}"
   if steps := record_lib.last(record.rows, "step"):
     how += f", {steps:,} steps"
+  if skipped := sum(row.get("skipped", 0) for row in record.rows):
+    how += f", the updates of {skipped:,} left out as not finite"
   return markup.tag(
     "p", markup.tag("b", what), markup.tag("br"), how, class_="lead"
   )
@@ -87,12 +92,15 @@ def evaluation(record: record_lib.Record) -> markup.Html:
         title=protocols[name],
       )
     )
-  where = f"On {measured.get('dataset')} after step "
+  splits = measured.get("splits")
+  where = f"On {measured.get('dataset')}"
+  if isinstance(splits, dict):
+    where += f" ({', '.join(map(str, splits.values()))})"
   return markup.join(
     markup.tag("div", parts, class_="protocols"),
     _held_out(measured),
     _finetuned(measured.get("finetune")),
-    markup.tag("p", where, measured["step"], ".", class_="note"),
+    markup.tag("p", f"{where} after step {measured['step']}.", class_="note"),
   )
 
 
@@ -146,8 +154,9 @@ def _verdict(values):
       up = points > 0
       word = f"{abs(points):.1f} points {'above' if up else 'below'}"
       said.append(", " if said else None)
-      said.append(markup.tag("span", word, class_="up" if up else "down"))
-      said.append(f" {name}")
+      if points:
+        said.append(markup.tag("span", word, class_="up" if up else "down"))
+      said.append(f" {name}" if points else f"equal to {name}")
   return said
 
 
@@ -276,7 +285,7 @@ def seconds(s: float) -> str:
 
 def differences(records) -> markup.Html | None:
   """The keys in which the configs of several runs differ."""
-  flat = [record_lib.flat(r.config) for r in records]
+  flat = [config_lib.flat(r.config) for r in records]
   names = sorted({key for config in flat for key in config})
   value = lambda config, key: json.dumps(config[key]) if key in config else "–"
   differ = [k for k in names if len({value(config, k) for config in flat}) > 1]

@@ -57,11 +57,7 @@ def _top(records, shown):
       markup.tag("h1", _breakable(record.name)),
       facts.lead(record),
       markup.tag("div", facts.evaluation(record), class_="card"),
-      markup.tag(
-        "p",
-        f"Pictures below: the checkpoint of step {one.step}.",
-        class_="note",
-      ),
+      _checkpoint(one),
     )
   cards = [
     markup.tag(
@@ -69,14 +65,20 @@ def _top(records, shown):
       _run(i, record.name),
       facts.lead(record),
       facts.evaluation(record),
+      _checkpoint(one),
       class_="card",
     )
-    for i, record in enumerate(records)
+    for i, (record, one) in enumerate(zip(records, shown))
   ]
   return markup.join(
     markup.tag("h1", f"{len(records)} runs side by side"),
     markup.tag("div", cards, class_="wide"),
   )
+
+
+def _checkpoint(one):
+  said = f"Pictures below: the checkpoint of step {one.step}."
+  return markup.tag("p", said, class_="note")
 
 
 def _breakable(name):

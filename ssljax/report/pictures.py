@@ -131,8 +131,9 @@ def mapped(seen, thumbnails) -> markup.Html:
 def map_note(seen) -> str:
   if seen.points is None:
     return (
-      "All embeddings are the same, or there are too few: there is nothing to "
-      "map. Where there are many, the representation has collapsed."
+      "There is nothing to map: all embeddings are the same, there are too few "
+      "of them, or some are not finite. Where there are many, the encoder has "
+      "collapsed or diverged."
     )
   return (
     f"{len(seen.points)} examples of the split {seen.split}, close where the "

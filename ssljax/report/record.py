@@ -23,7 +23,8 @@ class Record(NamedTuple):
     workdir: where it is.
     config: config.json.
     rows: of metrics.jsonl, by step; may be empty.
-    evaluation: of eval/*.json that of the last step; None without.
+    evaluation: of eval/*.json that of the last step on the config's data, or
+      where there is none on others; None without.
     environment: environment.json; empty without.
     starts: of the run's process, by the TensorBoard files.
     wall_s: seconds from the first start to the last event; None without.
@@ -90,17 +91,6 @@ def last(rows, name):
   return next((r[name] for r in reversed(rows) if is_number(r.get(name))), None)
 
 
-def flat(config: dict, prefix: str = "") -> dict[str, Any]:
-  """Nested keys as "a.b"."""
-  rows = {}
-  for key, value in config.items():
-    if isinstance(value, dict) and value:
-      rows |= flat(value, f"{prefix}{key}.")
-    else:
-      rows[prefix + key] = value
-  return rows
-
-
 def is_number(value) -> bool:
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     return False
@@ -131,10 +121,13 @@ def _json(path):
 
 def _last_evaluation(folder):
   """Of the last step, on the config's own data: others have longer names."""
-  paths = glob.glob(os.path.join(glob.escape(folder), "*.json"))
-  found = [_json(p) for p in paths if "-" not in os.path.basename(p)]
-  found = [e for e in found if isinstance(e, dict) and is_number(e.get("step"))]
-  return max(found, key=lambda e: e["step"], default=None)
+  found = []
+  for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.json"))):
+    figures = _json(path)
+    if isinstance(figures, dict) and is_number(figures.get("step")):
+      own = "-" not in os.path.basename(path)
+      found.append((own, figures["step"], figures))
+  return max(found, key=lambda row: row[:2])[2] if found else None
 
 
 def _wall(folder):

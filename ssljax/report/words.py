@@ -33,7 +33,8 @@ class Words(NamedTuple):
     labels: int32 [n]; -1 is unknown.
     class_names: by label, or None.
     mapped: int [m], which of the documents are on the map.
-    points: [m 2] in [0, 1], or None where all embeddings are the same.
+    points: [m 2] in [0, 1], or None where all embeddings are the same or one
+      is not finite.
     neighbours: int [q 1 + k]: a document, then those that are nearest.
     guesses: for each row its text and, for each token hidden in it, (what it
       was, the guess, its probability); empty without masks.
