@@ -26,7 +26,7 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
            [--data=NAME] [--train_split=S] [--test_split=S]
            [--fractions=0.01,0.1,1 --seeds=1] [--floors=0]
   embed --workdir=W --out=F.npz [--split=test] [--step=N] [--data=NAME]
-  generate --workdir=W --prompt=TEXT [--tokens=128] [--temperature=1]
+  generate --workdir=W --prompt=TEXT [--tokens=N] [--temperature=1]
            [--top_k=N] [--top_p=P] [--seed=0] [--step=N]       of a `gpt`
   fill --workdir=W --text="a large [MASK] ..." [--top=5] [--step=N]
   report --workdir=W [W2 ...] [--out=F.html]     one page about a run, or some
@@ -141,6 +141,8 @@ def _prepare(argv):
   from ssljax.data import prepare
 
   data_dir = values["data_dir"]
+  if values["tokenizer"] is None and values["vocab"] is not None:
+    raise errors.UserError("--vocab is of a tokenizer: give --tokenizer too")
   path = prepare.prepare(names[0], data_dir=data_dir)
   figures = {"dataset": names[0], "path": str(path)}
   if values["tokenizer"] is not None:
@@ -221,7 +223,7 @@ def _generate(argv):
     workdir=None,
     prompt=None,
     step=None,
-    tokens="128",
+    tokens=None,
     temperature="1",
     top_k=None,
     top_p=None,

@@ -23,7 +23,7 @@ def write(path: str, text: str) -> None:
     OSError: it cannot be written; what was there is as it was.
   """
   with contextlib.suppress(OSError, ValueError):
-    with open(path) as f:
+    with open(path, encoding="utf-8") as f:
       if f.read() == text:
         return
   os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -32,15 +32,20 @@ def write(path: str, text: str) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: str, mode: str = "w"):
+def whole(path: str, mode: str = "w", draft: str | None = None):
   """A file to write into, beside `path`; moved there where nothing is raised.
+
+  Args:
+    path: of the file.
+    mode: "w", of text in UTF-8, or "wb".
+    draft: its path until it is whole; None is `path` and ".part".
 
   Raises:
     OSError: it cannot be written; what was there is as it was.
   """
-  draft = f"{path}.part"
+  draft = draft or f"{path}.part"
   try:
-    with open(draft, mode) as f:
+    with open(draft, mode, encoding=None if "b" in mode else "utf-8") as f:
       yield f
       f.flush()
       os.fsync(f.fileno())

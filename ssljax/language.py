@@ -15,7 +15,7 @@ def generate(
   workdir: str,
   *,
   prompt: str,
-  tokens: int = 128,
+  tokens: int | None = None,
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
@@ -27,7 +27,7 @@ def generate(
   Args:
     workdir: of the run.
     prompt: what to go on with.
-    tokens: how many to add.
+    tokens: how many to add; None is 128, or what the context has room for.
     temperature: of the distribution; 0 takes the likeliest token.
     top_k: draw among the k likeliest; None among all.
     top_p: draw among the likeliest that make up this probability (Holtzman et
@@ -41,27 +41,38 @@ def generate(
 
   Raises:
     UserError: no such run, a run of another method, a prompt that leaves no
-      room in the context, or numbers out of range.
+      room in the context, is empty or not UTF-8, or numbers out of range.
   """
+  _require_utf8("prompt", prompt)
   run, state = evaluate.restore(workdir, step, examples=False)
   decoder = _model(run, "gpt", workdir)
   tokenizer = run.source.tokenizer
-  (start,) = tokenizer.encode([prompt])
-  start = np.concatenate([[tokenizer.start], start]).astype(np.int32)
-  room = decoder.positions - len(start)
-  if tokens < 1 or room < tokens:
+  (given,) = tokenizer.encode([prompt])
+  first = [] if tokenizer.start is None else [tokenizer.start]
+  start = np.concatenate([first, given]).astype(np.int32)
+  if not len(start):
+    raise errors.UserError(
+      "the tokenizer has no token to start with: give a --prompt"
+    )
+  room = context(run, decoder) - len(start)
+  tokens = min(128, max(room, 1)) if tokens is None else tokens
+  if tokens < 1:
+    raise errors.UserError(f"--tokens={tokens}: give 1 or more")
+  if room < tokens:
     raise errors.UserError(
       f"a prompt of {len(start)} tokens and {tokens} more do not fit the "
-      f"context of {decoder.positions}: shorten --prompt, or give a lower "
-      "--tokens"
+      f"context of {room + len(start)} that was trained: shorten --prompt, or give "
+      "a lower --tokens"
     )
   if (
     not temperature >= 0
     or not (top_k is None or top_k > 0)
     or not (top_p is None or 0 < top_p <= 1)
+    or not 0 <= seed < 1 << 32
   ):
     raise errors.UserError(
-      "give --temperature from 0, --top_k from 1 and --top_p in (0, 1]"
+      "give --temperature from 0, --top_k from 1, --top_p in (0, 1] and --seed "
+      "below 2 to the 32"
     )
   added = sample(
     decoder,
@@ -75,10 +86,22 @@ def generate(
     top_p=top_p,
   )
   return {
-    "text": lines(tokenizer, [*start[1:], *np.asarray(added[0])]),
+    "text": lines(tokenizer, [*given, *np.asarray(added[0])]),
     "tokens": tokens,
     "step": int(state.step),
   }
+
+
+def context(run, decoder) -> int:
+  """The positions of a GPT that its run has trained: a row but for its end."""
+  return min(decoder.positions, run.source.example["tokens"][0][0] - 1)
+
+
+def _require_utf8(name, text):
+  try:
+    text.encode()
+  except UnicodeError as e:
+    raise errors.UserError(f"--{name} is not UTF-8: {text!r}") from e
 
 
 def lines(tokenizer, tokens) -> str:
@@ -181,10 +204,11 @@ def fill(
 
   Raises:
     UserError: no such run, a run of another method, no mask in the text, or a
-      text longer than the encoder's positions.
+      text that is longer than the rows of the run, or not UTF-8.
   """
+  _require_utf8("text", text)
   run, state = evaluate.restore(workdir, step, examples=False)
-  encoder = _model(run, "bert", workdir)
+  _model(run, "bert", workdir)
   tokenizer = run.source.tokenizer
   if not 0 < top <= tokenizer.vocab:
     raise errors.UserError(
@@ -199,10 +223,12 @@ def fill(
   for piece in pieces:
     row += [*piece, tokenizer.mask]
   row[-1] = tokenizer.end
-  if len(row) > encoder.positions:
+  row = [token for token in row if token is not None]
+  longest = run.source.example["tokens"][0][0]
+  if len(row) > longest:
     raise errors.UserError(
-      f"--text has {len(row)} tokens, but the encoder {encoder.positions} "
-      "positions: shorten it"
+      f"--text has {len(row)} tokens, and rows of {longest} were trained: "
+      "shorten it"
     )
   tokens = jnp.asarray(row, jnp.int32)[None]
   logits = jax.jit(run.method.show["logits"])(

@@ -99,6 +99,9 @@ def test_verses_by_chapter(bible, tmp_path):
     "Ge20:2",
   }
   assert {row["text"] for row in rows["test"]} >= {"Verse 2 of 21."}
+  verses = [row["verse"] for row in rows["train"]]  # each after the one before
+  place = lambda verse: tuple(map(int, verse.removeprefix("Ge").split(":")))
+  assert verses == sorted(verses, key=place)
 
 
 @pytest.mark.parametrize("name", ["wordnet", "bible"])

@@ -116,6 +116,35 @@ def test_generate_goes_on_with_the_prompt(runs):
   assert figures == say() and figures != say(seed=1)
 
 
+def test_generate_fills_the_context_that_was_trained(runs):
+  figures = language.generate(runs["gpt"], prompt="The data")
+  run, _ = evaluate.restore(runs["gpt"], examples=False)
+  length = run.source.example["tokens"][0][0]
+  (prompt,) = run.source.tokenizer.encode(["The data"])
+  assert 1 + len(prompt) + figures["tokens"] == length - 1 < 64
+
+
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+def test_a_tokenizer_without_a_start_will_do(kind, runs, monkeypatch):
+  restore = evaluate.restore
+
+  def without(*args, **options):
+    run, state = restore(*args, **options)
+    run.source.tokenizer.start = run.source.tokenizer.end = None
+    return run, state
+
+  monkeypatch.setattr(evaluate, "restore", without)
+  if kind == "bert":
+    assert language.fill(runs["bert"], text="a [MASK]")["masks"]
+    return
+  run, _ = restore(runs["gpt"], examples=False)
+  monkeypatch.setattr(language, "lines", lambda tokenizer, tokens: len(tokens))
+  figures = language.generate(runs["gpt"], prompt="The", tokens=3)
+  assert figures["text"] == len(run.source.tokenizer.encode(["The"])[0]) + 3
+  with pytest.raises(errors.UserError, match="no token to start with"):
+    language.generate(runs["gpt"], prompt="")
+
+
 def test_fill_names_the_likeliest(runs):
   figures = language.fill(
     runs["bert"], text="a [MASK] of the <mask> data", top=3
@@ -141,7 +170,11 @@ def test_neither_opens_the_texts(runs, monkeypatch):
 @pytest.mark.parametrize(
   "command, words",
   [
-    ("generate gpt --prompt=x --tokens=70", "do not fit the context of 64"),
+    ("generate gpt --prompt=x --tokens=70", "fit the context of 47 that was"),
+    ("generate gpt --prompt=x --tokens=0", "--tokens=0: give 1 or more"),
+    ("generate gpt --prompt=x --seed=4294967296", "--seed below 2 to the 32"),
+    ("generate gpt --prompt=\udcff", "--prompt is not UTF-8"),
+    ("fill bert --text=[MASK]\udcff", "--text is not UTF-8"),
     ("generate gpt --prompt=x --tokens=5 --top_k=0", "--top_k from 1"),
     ("generate gpt --prompt=x --temperature=-1", "not a number from 0 on"),
     ("generate bert --prompt=x", "give one of gpt"),
@@ -151,7 +184,7 @@ def test_neither_opens_the_texts(runs, monkeypatch):
     ("fill bert --text=[MASK] --top=0", "--top=0 is not a number from 1 on"),
     ("fill bert --text=[MASK] --top=401", "--top=401: give 1 to 400"),
     ("fill bert --text=x", "no [MASK] in"),
-    (f"fill bert --text=[MASK]{'x' * 99}", "99 tokens, but the encoder 64"),
+    (f"fill bert --text=[MASK]{'x' * 99}", "99 tokens, and rows"),
   ],
 )
 def test_mistakes_end_with_2_and_a_line(runs, capsys, command, words):
@@ -159,7 +192,7 @@ def test_mistakes_end_with_2_and_a_line(runs, capsys, command, words):
   status = cli.main([name, f"--workdir={runs[kind]}", *flags])
   said = capsys.readouterr().err.splitlines()[-1]
   if "99" in words:
-    words = "but the encoder 64 positions"
+    words = "and rows of 48 were trained"
   assert status == 2 and words in said
 
 

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from ssljax import errors
 from ssljax.data import debian as debian_lib
 from ssljax.data import prepare
+from ssljax.data import tfds_records
 
 N = {"train": 30, "t10k": 12}
 CLASSES = [
@@ -223,6 +224,24 @@ def test_names_that_are_wrong(name, says, tmp_path, capfd):
   with pytest.raises(errors.UserError, match=says):
     prepare.prepare(name, data_dir=str(tmp_path))
   assert "TensorFlow" not in capfd.readouterr().out  # TFDS' banner
+
+
+def test_a_folder_of_another_format_or_that_is_not_whole_is_told(
+  debian, tmp_path
+):
+  path = prepare.prepare("fashion_mnist", data_dir=str(tmp_path))
+  info = os.path.join(path, "dataset_info.json")
+  with open(info) as f:
+    text = f.read()
+  with open(info, "w") as f:
+    f.write(text.replace('"array_record"', '"tfrecord"'))
+  with pytest.raises(errors.UserError, match="in another format .*data_dir"):
+    prepare.prepare("fashion_mnist", data_dir=str(tmp_path))
+  with pytest.raises(errors.UserError, match="cannot be opened: .+"):
+    prepare.prepare("fashion_mnist:abc", data_dir=str(tmp_path))
+  os.remove(info)
+  with pytest.raises(errors.UserError, match="3.0.1 is not whole: remove it"):
+    tfds_records.Records("fashion_mnist", "train", str(tmp_path), "image")
 
 
 def test_a_site_that_swallows_packets_is_given_up(monkeypatch):

@@ -190,6 +190,30 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     open_folder(tmp_path, split="all")
 
 
+@pytest.mark.parametrize(
+  "label", ['"pos"', "null", "0.7", "true", "Infinity", "99999999999", "-2"]
+)
+def test_what_is_no_label_is_told_where_labels_are_wanted(label, tmp_path):
+  rows = ['{"text": "one", "label": 1}', f'{{"text": "two", "label": {label}}}']
+  (tmp_path / "a.jsonl").write_text("\n".join(rows))
+  source = open_folder(tmp_path, split="all", labels=False)
+  assert source.texts == ["one", "two"]
+  for labels in (True, None):
+    with pytest.raises(errors.UserError, match="a.jsonl:2 has label .* whole"):
+      open_folder(tmp_path, split="all", labels=labels)
+
+
+def test_lines_that_json_or_python_cannot_read_are_told(tmp_path, caplog):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"text": "half \\ud83d of one"}')
+  source = open_folder(tmp_path, split="all")
+  assert source.texts == ["half ? of one"]
+  assert "1 documents are not UTF-8" in caplog.text
+  path.write_text('{"text": "a"}\n' + "[" * 100_000)
+  with pytest.raises(errors.UserError, match="a.jsonl:2 is too deep"):
+    open_folder(tmp_path, split="all")
+
+
 def test_what_is_not_utf8_is_told_and_marks_of_order_are_no_text(
   tmp_path, caplog
 ):
@@ -270,6 +294,10 @@ def test_whole_words_are_hidden_together():
     ("mlm", {"rate": 0.0}, "rate=0.0: give a part between 0 and 1"),
     ("mlm", {"random_part": 0.3}, "are more than the whole"),
     ("mlm", {"span": 4, "most": 2}, "most=2: runs of 4 may need 5"),
+    ("mlm", {"copies": "abc"}, "copies='abc' is not int | None"),
+    ("mlm", {"copies": 2.5}, "copies=2.5 is not int | None"),
+    ("mlm", {"most": 2.5}, "most=2.5 is not int | None"),
+    ("mlm", {"span": 1.5}, "span=1.5 is not int"),
   ],
 )
 def test_views_that_are_not_there(name, options, words):

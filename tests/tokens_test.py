@@ -1,5 +1,7 @@
 """Tokenizers."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,25 @@ def test_bytes_come_back_whatever_they_are(kind):
   for text in ("Africa", "  two spaces", "naïve ✓ 日本", "", "\n\t"):
     (ids,) = tokenizer.encode([text])
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt"])
+def test_special_tokens_that_are_written_in_a_text_are_text(kind, tmp_path):
+  trained = tokens.train(TEXTS, kind=kind, vocab=300)
+  (tmp_path / "a.json").write_text(trained.to_json())
+  text = "a [MASK] [PAD] <s>b</s> <pad> <mask> <|endoftext|>"
+  for tokenizer in (trained, tokens.load(str(tmp_path / "a.json"))):
+    (ids,) = tokenizer.encode([text])
+    special = set(tokenizer.special) - {tokenizer.unknown}
+    assert len(ids) > 20 and not special & set(ids.tolist())
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_word_without_an_end_takes_no_time(kind):
+  word = "".join(map(chr, np.random.default_rng(0).integers(97, 123, 200_000)))
+  start = time.process_time()
+  tokens.train([*TEXTS, word], kind=kind, vocab=400)
+  assert time.process_time() - start < 5  # 8 s and more of 160,000 whole
 
 
 def test_wordpiece_is_lower_cased_and_joined_again():

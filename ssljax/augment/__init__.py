@@ -36,7 +36,8 @@ def pair(
   views = make(name, size=size, **options)
   channels = source.shape[2]
   for key in ("mean", "std"):
-    if len(options.get(key) or (0,)) not in (1, channels):
+    given = options.get(key)
+    if given is not None and len(given) not in (1, channels):
       raise errors.UserError(
         f"config.augment.{key}={options[key]}: the images have {channels} "
         "channels; give a number for each, or one"

@@ -23,6 +23,17 @@ PRESETS = {
   ),
   "none": {},
 }
+_KINDS = dict(
+  rate=float,
+  mask_part=float,
+  random_part=float,
+  probabilistic=bool,
+  random_special=bool,
+  span=int,
+  whole_word=bool,
+  copies=int | None,
+  most=int | None,
+)
 
 
 def pair(
@@ -47,8 +58,8 @@ def pair(
     raise errors.UserError(
       f"unknown augment {name!r} for text: choose among {', '.join(PRESETS)}"
     )
-  kinds = {key: type(value) for key, value in PRESETS[name].items()}
-  errors.refuse_options(f"augment {name!r}", overrides, kinds)
+  errors.refuse_unknown(f"augment {name!r}", overrides, PRESETS[name])
+  errors.refuse_kinds(f"augment {name!r}", overrides, _KINDS)
   if name == "none":
     return _same, _same
   options = {**PRESETS[name], **overrides}

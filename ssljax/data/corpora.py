@@ -95,10 +95,11 @@ class Bible(tfds.core.GeneratorBasedBuilder):
   """The 31,102 verses of the King James Bible, of Debian's `bible-kjv`.
 
   An example is a verse; the split is by chapters, of which there are 1,189, so
-  that what precedes a verse is in its split too.
+  that what precedes a verse is in its split too, just before it.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
+  RELEASE_NOTES = {"1.1.0": "in order; 1.0.0 had verses at random places"}
   PACKAGES = ("bible-kjv", "bible-kjv-text")
   PROGRAM = "/usr/bin/bible"
 
@@ -114,6 +115,7 @@ class Bible(tfds.core.GeneratorBasedBuilder):
           "verse": tfds.features.Text(),  # as in "Ge1:1"
         }
       ),
+      disable_shuffling=True,
       homepage="https://packages.debian.org/bible-kjv-text",
       description=self.__doc__,
       citation="King James Bible, 1611",

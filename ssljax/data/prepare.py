@@ -117,7 +117,13 @@ def find_builder(name: str, data_dir: str | None = None):
   try:
     return tfds.builder(name, data_dir=data_dir, file_format="array_record")
   except Exception as e:  # the builder's own code: versions, configs, imports
-    why = str(e).rpartition('}": ')[2]  # TFDS puts its arguments before it
+    if "File format is already set to" in str(e):
+      raise errors.UserError(
+        f"{name} was prepared in another format than ArrayRecord: prepare it "
+        "anew with another --config.data.data_dir"
+      ) from e
+    # TFDS puts its arguments before it.
+    why = str(e).rpartition('}": ')[2].strip() or str(e)
     raise errors.UserError(
       f"{name} cannot be opened: {_first_line(why)}"
     ) from e

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from ssljax import errors
+from ssljax import files
 from ssljax.data import rows as rows_lib
 from ssljax.data import sources
 from ssljax.data import tokens
@@ -172,6 +173,12 @@ def make(
   if not name:
     raise errors.UserError("data.name is not given: a TFDS name or folder:PATH")
   documents = _open(name, split, feature, data_dir)
+  known = documents.num_classes is not None
+  if documents.odd_label and (known if labels is None else labels):
+    raise errors.UserError(
+      f"{documents.odd_label}: labels are whole numbers from 0 on, or -1 where "
+      "unknown; mend it, or give --config.data.labels=False"
+    )
   labels = sources.check(documents, name, split, labels=labels)
   texts = documents.texts
   if documents.broken:
@@ -263,11 +270,10 @@ def tokenizer_of(
   made = tokens.train(documents.texts, kind=tokenizer, vocab=vocab)
   if folder is None:
     return made
-  draft = f"{path}.{uuid.uuid4().hex}"  # hosts that share a folder share pids
   try:
-    with open(draft, "w") as f:
+    # Hosts that share a folder share pids.
+    with files.whole(path, draft=f"{path}.{uuid.uuid4().hex}") as f:
       f.write(made.to_json())
-    os.replace(draft, path)
   except OSError as e:
     raise errors.UserError(
       f"the tokenizer cannot be kept at {path} ({e.strerror}): make the folder "
@@ -307,10 +313,11 @@ def _open(name, split, feature, data_dir):
 
 class _Documents:
   """`texts`, `labels` (-1 is unknown), `num_classes` and `class_names`, or
-  None, and `broken`: how many texts were not UTF-8."""
+  None, `broken`: how many texts were not UTF-8, and `odd_label`: the first that
+  is no label, and its place."""
 
   def __init__(self, num_classes, class_names):
-    self.texts, self.labels, self.broken = [], [], 0
+    self.texts, self.labels, self.broken, self.odd_label = [], [], 0, None
     self.num_classes, self.class_names = num_classes, class_names
 
   def __len__(self):
@@ -387,16 +394,23 @@ class _Files(_Documents):
       self.num_classes, self.class_names = max(self.labels) + 1, None
 
   def _add_line(self, place, line, key, label):
+    decoded = line.decode("utf-8", errors="replace")
     try:
-      decoded = line.decode("utf-8", errors="replace")
-      self.broken += decoded.encode() != line
       row = json.loads(decoded)
-      text, label = row[key], int(row.get("label", label))
-      self._add(text.encode(), label)
-      if "label" in row:
-        self.class_names = None  # numbers, and not of the folders
+      # JSON may hold what UTF-8 may not: "\ud83d", the half of a character.
+      text = row[key].encode("utf-8", errors="replace")
     except (ValueError, TypeError, KeyError, AttributeError) as e:
       raise errors.UserError(
         f"{place} is no JSON object with a text {key!r} ({e}): mend it, or "
         "give --config.data.feature=KEY"
       ) from e
+    except RecursionError as e:
+      raise errors.UserError(f"{place} is too deep to be read") from e
+    self.broken += decoded.encode() != line or text.decode() != row[key]
+    if "label" in row:
+      label = row["label"]
+      self.class_names = None  # numbers, and not of the folders
+    if type(label) is not int or not -1 <= label < 1 << 31:
+      self.odd_label = self.odd_label or f"{place} has label {label!r}"
+      label = -1
+    self._add(text, label)

@@ -45,13 +45,12 @@ class Records:
       source = builder.as_data_source(split, decoders=skip)
     except (ValueError, AssertionError, KeyError) as e:
       have = ", ".join(builder.info.splits)
+      if not have:
+        raise errors.UserError(
+          f"{builder.data_path} is not whole: remove it, and it is prepared anew"
+        ) from e
       raise errors.UserError(
         f"{name} has no split {split!r}: there is {have}, and slices of them"
-      ) from e
-    except NotImplementedError as e:
-      raise errors.UserError(
-        f"{name} was prepared in another format than ArrayRecord: prepare it "
-        "anew with another --config.data.data_dir"
       ) from e
     self._records = source.data_source
     try:

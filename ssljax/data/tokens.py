@@ -4,6 +4,7 @@ Needs Hugging Face's `tokenizers`: `pip install 'ssljax[text]'`.
 """
 
 import itertools
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -26,6 +27,9 @@ _SPECIAL = {
 }
 
 
+_LONG = re.compile(r"\S{1000}")
+
+
 class Tokenizer:
   """A tokenizer of `tokenizers`, and the numbers of its special tokens.
 
@@ -36,6 +40,8 @@ class Tokenizer:
   """
 
   def __init__(self, tokenizer):
+    # A "<s>" that is written in a text is text.
+    tokenizer.encode_special_tokens = True
     self._tokenizer = tokenizer
     self.vocab = tokenizer.get_vocab_size()
     found = {}
@@ -103,6 +109,9 @@ def load(path: str) -> Tokenizer:
 def train(texts: Iterable[str], *, kind: str, vocab: int) -> Tokenizer:
   """Learns a tokenizer.
 
+  Of a word longer than 1,000 characters, as no language has, it learns parts:
+  the trainer takes time by the square of a word.
+
   Args:
     texts: the documents.
     kind: "bert" (WordPiece of lower-cased words), "roberta" or "gpt" (BPE of
@@ -117,6 +126,7 @@ def train(texts: Iterable[str], *, kind: str, vocab: int) -> Tokenizer:
       f"unknown tokenizer {kind!r}: choose among {', '.join(_SPECIAL)}"
     )
   library, special = _library(), list(_SPECIAL[kind])
+  texts = (_LONG.sub(r"\g<0> ", text) for text in texts)
   least = len(special) + (0 if kind == "bert" else 256)
   if vocab <= least:
     raise errors.UserError(

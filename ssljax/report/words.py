@@ -130,10 +130,11 @@ def _samples(run, state, texts):
   decoder, tokenizer = run_lib.make_encoder(run.config), run.source.tokenizer
   starts = [t[:_PROMPT] for t in tokenizer.encode(texts[:200])]
   starts = [t for t in starts if len(t) == _PROMPT][:_SAMPLES]
-  room = decoder.positions - _PROMPT - 1
+  first = [] if tokenizer.start is None else [tokenizer.start]
+  room = language.context(run, decoder) - _PROMPT - len(first)
   if not starts or room < 1:
     return []
-  prompts = np.stack([np.append(tokenizer.start, t) for t in starts])
+  prompts = np.stack([[*first, *t] for t in starts])
   added = language.sample(
     decoder,
     state.params["encoder"],
