@@ -467,6 +467,7 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
     (["--config.augment.blur_q=1"], "has no .* mean 'blur_p'"),
     (["--config.augment.jitter=0.4"], "jitter=0.4 is not tuple"),
     (["--config.augment.mean=0.5"], "mean=0.5 is not tuple"),
+    (["--config.augment.mean=()"], r"mean=\(\): the images have 1 channels"),
     (["--config.augment.local_views=2.5"], "local_views=2.5 is not int"),
     (["--config.augment.blur_kernel=33"], "blur_kernel=33.* smaller"),
     (["--config.optimizer.mass=1"], "adamw.* 'mass'"),
