@@ -43,8 +43,9 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
                                         or mae; F: .safetensors, .npz, .pth
-  export --workdir=W --out=F --layout=L [--step=N] [--network=teacher]
-                 L, F: as of import, without .pth; teacher: where there is one
+  export --workdir=W --out=F --layout=L [--step=N] [--network=N]
+                 L, F: as of import, without .pth; N: encoder or teacher; else
+                 the one that is evaluated
 
 The last line on stdout is one JSON object. Exit status: 0 done, 1 a selftest
 that did not pass, 2 a mistake in the command (told in one line), 3 stopped with
@@ -201,16 +202,17 @@ def _evaluate(argv):
     data=None,
     train_split=None,
     test_split=None,
-    fractions="0.01,0.1,1",
-    seeds="1",
+    fractions=None,
+    seeds=None,
     floors="1",
   )
   from ssljax import evaluate
 
   if values["protocols"] is not None:
     values["protocols"] = tuple(values["protocols"].split(","))
-  parts = [{"fractions": f} for f in values["fractions"].split(",")]
-  values["fractions"] = tuple(_number(p, "fractions", float) for p in parts)
+  if values["fractions"] is not None:
+    parts = [{"fractions": f} for f in values["fractions"].split(",")]
+    values["fractions"] = tuple(_number(p, "fractions", float) for p in parts)
   values["seeds"] = _number(values, "seeds", int, least=1)
   values["floors"] = bool(_number(values, "floors", int))
   return evaluate.evaluate(**_typed(values))
@@ -296,7 +298,7 @@ def _export(argv):
     out=None,
     layout=None,
     step=None,
-    network="encoder",
+    network=None,
   )
   from ssljax import interop
 

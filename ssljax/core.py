@@ -148,9 +148,10 @@ def make_train_step(
   A batch is a dict of arrays [b ...]; the step adds `key` [b]. `rng` is a typed
   key, the same at every step, which folds in the number of the step.
 
-  The step raises ValueError where `accumulate` does not divide the batch or
-  batch norm was not told of `axis_name`, and UserError where it meets batch
-  norm with `accumulate`, both but for `statistics_per_microbatch`.
+  The step raises ValueError where `accumulate` does not divide the batch, `rng`
+  is no typed key or batch norm was not told of `axis_name`, and UserError where
+  it meets batch norm with `accumulate`, both but for
+  `statistics_per_microbatch`.
   """
 
   def forward(params, method_state, batch, step):
@@ -283,6 +284,8 @@ def _sums(forward, params, method_state, microbatches, zeros):
 
 def _with_keys(batch, rng, step, axis_name):
   """Adds `key` [b]: of the step, and the place in the global batch alone."""
+  if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+    raise ValueError("rng is a raw array: give a typed key, jax.random.key(0)")
   n = jax.tree.leaves(batch)[0].shape[0]
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * n
   places = first + jnp.arange(n)

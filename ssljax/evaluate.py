@@ -38,8 +38,8 @@ def evaluate(
   data: str | None = None,
   train_split: str | None = None,
   test_split: str | None = None,
-  fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
-  seeds: int = 1,
+  fractions: tuple[float, ...] | None = None,
+  seeds: int | None = None,
   floors: bool = True,
 ) -> dict:
   """Evaluates a checkpoint of a run, with floors.
@@ -52,8 +52,8 @@ def evaluate(
     data: a TFDS name or `folder:PATH`; None is the run's own.
     train_split: for the probes; None is the config's.
     test_split: for the accuracies; None is the config's.
-    fractions: of the labels, for `finetune`.
-    seeds: how many of each, for `finetune`.
+    fractions: of the labels, for `finetune`; None is 0.01, 0.1 and 1.
+    seeds: how many of each, for `finetune`; None is 1.
     floors: whether `knn` and `linear` come with those of raw input and random
       encoder, which take as long again.
 
@@ -70,7 +70,8 @@ def evaluate(
     of another dataset or split, their names follow the step.
 
   Raises:
-    UserError: no such run, checkpoint, protocol, dataset or split.
+    UserError: no such run, checkpoint, protocol, dataset or split; the same for
+      training and test; or what no protocol reads.
   """
   config = run_lib.restore_config(workdir).eval
   protocols = tuple(protocols or config.get("protocols", _FEATURES))
@@ -79,6 +80,14 @@ def evaluate(
     raise errors.UserError(
       f"unknown protocol {min(unknown)!r}: choose among {', '.join(known)}"
     )
+  if "finetune" not in protocols and (fractions or seeds):
+    raise errors.UserError(
+      "--fractions and --seeds are of finetune: add it to --protocols"
+    )
+  fractions, seeds = fractions or (0.01, 0.1, 1.0), seeds or 1
+  alone = set(protocols) == {"loss"}
+  if alone and train_split:
+    raise errors.UserError("the loss alone reads no --train_split: leave it")
   run, state = restore(workdir, step, examples=False)
   figures = {
     "dataset": data or run.source.name,
@@ -88,11 +97,16 @@ def evaluate(
     },
     "step": int(state.step),
   }
-  needed = ("test",) if set(protocols) == {"loss"} else ("train", "test")
+  needed = ("test",) if alone else ("train", "test")
   if not all(figures["splits"][name] for name in needed):
     raise errors.UserError(
       "the run was made without evaluation: give --train_split and "
       "--test_split, and where its data have no labels --data=NAME"
+    )
+  if not alone and len(set(figures["splits"].values())) == 1:
+    raise errors.UserError(
+      f"--train_split and --test_split are both {figures['splits']['test']!r}, "
+      "where each example would find itself: give two"
     )
   versions = {}
   path = os.path.join(workdir, "eval", _file_name(figures, run))
@@ -256,9 +270,10 @@ def _record(figures, path):
 def _before(path):
   try:
     with open(path) as f:
-      return json.load(f)
+      found = json.load(f)
   except (FileNotFoundError, ValueError):
     return {}
+  return found if isinstance(found, dict) else {}
 
 
 def _joined(old, new):

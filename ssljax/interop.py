@@ -88,7 +88,7 @@ def export(
   *,
   layout: str,
   step: int | None = None,
-  network: str = "encoder",
+  network: str | None = None,
 ) -> dict:
   """Writes a run's encoder for another library.
 
@@ -103,11 +103,12 @@ def export(
     out: the .safetensors or .npz file.
     layout: among `layouts.LAYOUTS`.
     step: of the checkpoint; None is the latest.
-    network: "encoder", or "teacher" for a momentum teacher's.
+    network: "encoder", or "teacher" for a momentum teacher's; None is the one
+      that `evaluate` and `embed` look at: of DINO, for one, the teacher.
 
   Returns:
-    `out`, `step`, `weights` and `parameters`, how many were written, and
-    `largest_difference` between the checkpoint and the file, read again.
+    `out`, `step`, `network`, `weights` and `parameters`, how many were written,
+    and `largest_difference` between the checkpoint and the file, read again.
 
   Raises:
     UserError: no such run or checkpoint, a file that cannot be written, or an
@@ -118,6 +119,7 @@ def export(
   run, state = evaluate.restore(workdir, step, examples=False)
   encoder = run_lib.make_encoder(run.config)
   spec = layouts.get(layout, encoder)
+  network = network or run_lib.evaluated_network(run)
   arrays = _write(spec, run, state, network)
   if layout == "huggingface" and out.endswith(".safetensors"):
     params, _ = _networks(state, network)
@@ -134,6 +136,7 @@ def export(
   return {
     "out": out,
     "step": int(state.step),
+    "network": network,
     "weights": len(arrays),
     "parameters": sum(x.size for x in arrays.values()),
     "largest_difference": _difference(leaves(ours), leaves(again)),

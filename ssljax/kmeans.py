@@ -54,6 +54,8 @@ def fit(
   x = x.astype(jnp.float32)
   if spherical:
     x = ops.l2_normalize(x)
+  # Far from the origin squares lose what tells rows apart.
+  origin = 0.0 if spherical else x.mean(axis=0)
   if start is None:
     start = plus_plus(x, k=k, key=key)
   else:
@@ -61,7 +63,7 @@ def fit(
     start = ops.l2_normalize(start) if spherical else start
 
   def iteration(_, centroids):
-    _, distances, sums, counts = assign(x, centroids, block)
+    _, distances, sums, counts = assign(x, centroids, block, origin)
     moved = sums / jnp.maximum(counts, 1)[:, None]
     empty = counts == 0
     instead = lambda: centroids
@@ -75,15 +77,17 @@ def fit(
     return ops.l2_normalize(moved) if spherical else moved
 
   centroids = jax.lax.fori_loop(0, iterations, iteration, start)
-  assignments, distances, _, _ = assign(x, centroids, block)
+  assignments, distances, _, _ = assign(x, centroids, block, origin)
   return Clusters(centroids, assignments, distances.sum())
 
 
-def assign(x: jax.Array, centroids: jax.Array, block: int = 1024):
+def assign(x: jax.Array, centroids: jax.Array, block: int = 1024, origin=0.0):
   """(nearest int32 [n], squared distances [n], sums [k d], counts int32 [k]).
 
-  The nearest has the largest x c - |c|^2 / 2.
+  The nearest has the largest x c - |c|^2 / 2, in float32, both seen from
+  `origin`, a point [d] near the rows.
   """
+  x, centroids = x.astype(jnp.float32), centroids.astype(jnp.float32)
   n, k = len(x), len(centroids)
   blocks = -(-n // block)
   size = -(-n // blocks)
@@ -92,12 +96,13 @@ def assign(x: jax.Array, centroids: jax.Array, block: int = 1024):
   padded = jnp.pad(x, ((0, size * blocks - n), (0, 0)))
   padded = padded.reshape(size, blocks, -1)
   present = (jnp.arange(size * blocks) < n).reshape(size, blocks)
-  half = jnp.square(centroids).sum(axis=1) / 2
+  near = centroids - origin
+  half = jnp.square(near).sum(axis=1) / 2
 
   def of_block(i, carry):
     nearest, highest, sums, counts = carry
     rows, there = padded[:, i], present[:, i]
-    score = jnp.dot(rows, centroids.T, precision=_EXACT) - half
+    score = jnp.dot(rows - origin, near.T, precision=_EXACT) - half
     high = score.max(axis=1)
     # Twice as fast as `argmax` on a CPU.
     places = jnp.where(score == high[:, None], jnp.arange(k), k)
@@ -122,7 +127,7 @@ def assign(x: jax.Array, centroids: jax.Array, block: int = 1024):
       jnp.zeros(k, jnp.int32),
     ),
   )
-  distances = jnp.square(x).sum(axis=1) - 2 * highest.reshape(-1)[:n]
+  distances = jnp.square(x - origin).sum(axis=1) - 2 * highest.reshape(-1)[:n]
   return nearest.reshape(-1)[:n], jnp.maximum(distances, 0.0), sums, counts
 
 

@@ -61,8 +61,8 @@ def generate(
   if room < tokens:
     raise errors.UserError(
       f"a prompt of {len(start)} tokens and {tokens} more do not fit the "
-      f"context of {room + len(start)} that was trained: shorten --prompt, or give "
-      "a lower --tokens"
+      f"context of {room + len(start)} that was trained: shorten --prompt, or "
+      "give a lower --tokens"
     )
   if (
     not temperature >= 0

@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ssljax import errors
 from ssljax import ops
 
 
@@ -237,6 +238,7 @@ def masked_pixels(
 def normalize_pixels(patches: jax.Array) -> jax.Array:
   """Each patch [... p] by its own mean and unbiased variance: `norm_pix_loss`
   of facebookresearch/mae `models_mae.py`."""
+  patches = patches.astype(jnp.float32)
   mean = patches.mean(axis=-1, keepdims=True)
   var = patches.var(axis=-1, keepdims=True, ddof=1)
   return (patches - mean) / jnp.sqrt(var + 1e-6)
@@ -280,7 +282,7 @@ def token_cross_entropy(
   Args:
     hidden: [... n d], rows of n tokens, in the dtype of the computation.
     table: [v d], a row for each word; cast to the dtype of `hidden`.
-    targets: int32 [... n].
+    targets: int32 [... n], in [0, v).
     bias: [v], added to the logits, or None.
     block: how many tokens at a time, at most, but for one of each row.
 
@@ -429,8 +431,13 @@ def dcl(
 
   Returns:
     The mean loss, a float32 scalar; it can be negative.
+
+  Raises:
+    UserError: one example alone, which has no negatives.
   """
   n = len(z1)
+  if n < 2:
+    raise errors.UserError("the decoupled loss needs a batch of 2 or more")
   z1, z2 = (ops.l2_normalize(z.astype(jnp.float32)) for z in (z1, z2))
   cross = z1 @ z2.T
   positive = jnp.diagonal(cross)

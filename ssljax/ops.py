@@ -12,9 +12,11 @@ def l2_normalize(x: jax.Array, axis: int = -1, eps: float = 1e-12) -> jax.Array:
   """x / |x| along `axis`; zero stays zero, with a finite gradient.
 
   `eps` bounds the squared norm from below, as TensorFlow's `l2_normalize` does.
+  Halves are squared in float32, where `eps` is not zero.
   """
-  squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(squared, eps))
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  squared = jnp.sum(jnp.square(wide), axis=axis, keepdims=True)
+  return (wide * jax.lax.rsqrt(jnp.maximum(squared, eps))).astype(x.dtype)
 
 
 def standardize(x: jax.Array, eps: float = 1e-5) -> jax.Array:
@@ -26,14 +28,22 @@ def standardize(x: jax.Array, eps: float = 1e-5) -> jax.Array:
 
 
 def ema(average, new, decay):
-  """decay * average + (1 - decay) * new, leaf by leaf.
+  """decay * average + (1 - decay) * new, leaf by leaf, each in its dtype.
+
+  What is no float is taken from `new`. In bfloat16 an average stands still
+  where 1 - decay is below 1 / 256: keep a teacher in float32.
 
   Args:
     average: a pytree, e.g. the momentum teacher's parameters.
     new: a pytree of the same structure, e.g. the student's.
     decay: a scalar in [0, 1]; 1 keeps the average.
   """
-  mix = lambda a, b: a * decay + b.astype(a.dtype) * (1 - decay)
+
+  def mix(a, b):
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+      return b
+    return (a * decay + b.astype(a.dtype) * (1 - decay)).astype(a.dtype)
+
   return jax.tree.map(mix, average, new)
 
 

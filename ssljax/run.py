@@ -439,3 +439,19 @@ def _dtype(config):
       f"config.precision={config.precision!r}: choose float32 or bfloat16"
     )
   return known[config.precision]
+
+
+def evaluated_network(run: Run) -> str:
+  """"teacher" where `Method.embed` looks at a teacher alone, else "encoder"."""
+  state = run.abstract_state
+  if "teacher" not in state.method_state:
+    return "encoder"
+  batch = abstract_batch(run)
+  n = run.config.batch_size
+  batch["key"] = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), n))
+  views = jax.eval_shape(run.view_for_eval, batch)
+  embed = lambda *args: run.method.embed(*args)["pooled"]
+  traced = jax.make_jaxpr(embed)(state.params, state.method_state, views).jaxpr
+  used = {id(v) for eqn in traced.eqns for v in eqn.invars}
+  own = traced.invars[: len(jax.tree.leaves(state.params))]
+  return "encoder" if any(id(v) in used for v in own) else "teacher"

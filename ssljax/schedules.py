@@ -155,10 +155,11 @@ def ema_schedule(
   decay: float, total_steps: int, *, end: float = 1.0
 ) -> Schedule:
   """The teacher's decay, from `decay` to `end` by a cosine (BYOL, section 3.3):
-  end - (end - decay) (cos(pi step / total_steps) + 1) / 2."""
+  end - (end - decay) (cos(pi step / total_steps) + 1) / 2, and then `end`."""
 
   def value(step):
     progress = jnp.asarray(step, jnp.float32) / total_steps
+    progress = jnp.minimum(progress, 1.0)
     return end - (end - decay) * (jnp.cos(jnp.pi * progress) + 1) / 2
 
   return value

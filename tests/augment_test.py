@@ -232,3 +232,12 @@ def test_options_that_would_fail_inside_are_told(options, words):
 def test_lists_are_as_good_as_tuples():
   lists = augment.make("byol", size=(32, 32), blur_p=[1.0, 0.1])
   jax.eval_shape(lists, batch_of(2))
+
+
+def test_what_is_no_image_or_size_is_told():
+  batch = {"image": jnp.ones((2, 8, 8, 1)) / 2}
+  batch["key"] = jax.random.split(jax.random.key(0), 2)
+  with pytest.raises(errors.UserError, match="of uint8 images.*float32"):
+    augment.make("none", size=(8, 8))(batch)
+  with pytest.raises(errors.UserError, match="size=8: give .height, width"):
+    augment.make("none", size=8)

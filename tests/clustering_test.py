@@ -206,7 +206,7 @@ def test_deepcluster_draws_evenly_and_starts_a_new_head():
   method = deepcluster.make(
     toys.Layer(), num_examples=N, num_clusters=9, pca_dim=6
   )
-  state, step = start(method)
+  state, step = start(method, augment=toys.one_view)
   after = refreshed(method, state)
   labels = np.asarray(after.method_state["assignments"])
   weights = np.asarray(after.method_state["sampling_weights"])

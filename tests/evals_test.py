@@ -391,6 +391,24 @@ def test_fine_tuning_sees_every_label(monkeypatch):
   assert seen >= set(range(320))
 
 
+def test_fine_tuning_on_a_few_labels_takes_steps_enough(monkeypatch):
+  from ssljax.data import sources
+  from ssljax.evals import finetune
+
+  steps = []
+  monkeypatch.setattr(
+    finetune, "_batches", lambda rng, places, n: steps.append(n) or []
+  )
+  image = np.zeros((400, 2, 2, 1), np.uint8)
+  source = sources.ArraySource({"image": image, "label": np.arange(400) % 2})
+  embed = lambda params, batch: {"pooled": batch["image"].reshape(-1, 4) * 1.0}
+  few = sources.Part(source, np.arange(9))
+  found = finetune.finetune(
+    embed, {}, source, np.arange(14), few, num_classes=2
+  )
+  assert set(steps) == {200} and "finetune/4" in found["protocol"]
+
+
 def test_fine_tuning_chooses_its_rate_without_the_test_set(monkeypatch):
   from ssljax.data import sources
   from ssljax.evals import finetune

@@ -405,3 +405,35 @@ def test_commands_with_a_language_model(tmp_path):
   assert_same(interop.read_file(out), arrays)
   with open(tmp_path / "out" / "config.json") as f:
     assert json.load(f) == beside
+
+
+@pytest.mark.parametrize(
+  "name, network",
+  [
+    ("dino_resnet18", "teacher"),
+    ("ijepa_vit", "teacher"),
+    ("byol_resnet18", "encoder"),
+    ("data2vec_vit", "encoder"),
+    ("simclr_resnet18", "encoder"),
+  ],
+)
+def test_what_is_evaluated_is_exported(name, network):
+  path = f"configs/{name}_fashion_mnist.py:quick"
+  run = run_lib.build(config_lib.load(path, ["--config.mesh.data=1"]))
+  assert run_lib.evaluated_network(run) == network
+
+
+def test_an_export_is_of_the_network_that_is_evaluated(tmp_path, monkeypatch):
+  path = "configs/dino_resnet18_fashion_mnist.py:quick"
+  run = run_lib.build(config_lib.load(path, ["--config.mesh.data=1"]))
+  state = run_lib.init_state(run)
+  state = state._replace(params=jax.tree.map(lambda x: x + 1, state.params))
+  monkeypatch.setattr(evaluate, "restore", lambda *_, **unused: (run, state))
+  found = {}
+  for network in (None, "teacher", "encoder"):
+    out = str(tmp_path / f"{network}.npz")
+    told = interop.export("W", out, layout="torchvision", network=network)
+    assert told["network"] == (network or "teacher")
+    found[network] = interop.read_file(out)
+  assert_same(found[None], found["teacher"])
+  assert (found["encoder"]["conv1.weight"] != found[None]["conv1.weight"]).all()

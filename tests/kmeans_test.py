@@ -85,6 +85,25 @@ def test_far_blobs_are_found():
   assert found.inertia < 1.1 * 0.09 * x.size
 
 
+def test_rows_far_from_the_origin_are_told_apart():
+  x, _ = blobs(k=4)
+  start = x[:4]
+  near = kmeans.fit(x, k=4, key=KEY, start=start)
+  far = kmeans.fit(x + 4096, k=4, key=KEY, start=start + 4096)
+  np.testing.assert_array_equal(near.assignments, far.assignments)
+  np.testing.assert_allclose(near.inertia, far.inertia, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, jnp.bfloat16])
+def test_rows_of_other_types_are_assigned_in_float32(dtype):
+  x = (100 * np.random.default_rng(0).normal(size=(64, 5))).astype(dtype)
+  centroids = np.asarray(x[:7], np.float32) + 0.3
+  nearest, distances, _, _ = kmeans.assign(jnp.asarray(x), centroids)
+  apart = np.square(np.asarray(x, np.float32)[:, None] - centroids).sum(-1)
+  np.testing.assert_array_equal(nearest, apart.argmin(1))
+  np.testing.assert_allclose(distances, apart.min(1), rtol=1e-3, atol=0.1)
+
+
 def test_a_row_of_nan_is_in_one_of_the_clusters():
   x, _ = blobs(k=4)
   x[0] = np.nan

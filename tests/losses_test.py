@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssljax import errors
 from ssljax import losses
 
 
@@ -232,3 +233,18 @@ def test_normalize_pixels_of_a_flat_patch_is_zero():
   out = losses.normalize_pixels(patches)
   np.testing.assert_allclose(out[0], 0.0, atol=1e-3)
   np.testing.assert_allclose(np.var(out[1], ddof=1), 1.0, rtol=1e-5)
+
+
+def test_pixels_are_normalised_in_float32():
+  patches = jnp.array([[200.0, 201.0, 202.0, 203.0], [5.0] * 4])
+  patches = patches.astype(jnp.bfloat16)
+  half = losses.normalize_pixels(patches)
+  exact = losses.normalize_pixels(patches.astype(jnp.float32))
+  np.testing.assert_array_equal(half, exact)
+  assert not half[1].any()
+
+
+def test_a_batch_of_one_has_no_negatives():
+  z = jnp.ones((1, 4))
+  with pytest.raises(errors.UserError, match="a batch of 2 or more"):
+    losses.dcl(z, z, temperature=0.1)

@@ -228,7 +228,7 @@ def test_teachers_start_as_the_student_and_follow_it(name):
     method, decay = make_ijepa(ema=0.5), lambda i: 0.5 + 0.5 * i / 4
   else:
     method, decay = make_data2vec(), lambda i: 0.9
-  states, _ = shared.train(method, 3)
+  states, _ = shared.train(method, 3, augment=toys.one_view)
   teacher = lambda s: s.method_state["teacher"]["params"]
   online = lambda s: {"encoder": s.params["encoder"]}
   shared.assert_trees_close(teacher(states[0]), online(states[0]))
@@ -404,7 +404,7 @@ def test_relative_positions_tell_patches_apart_and_want_their_grid():
 )
 def test_wrong_options_are_told(make, options, message):
   with pytest.raises(errors.UserError, match=message):
-    shared.trace(make(**options))
+    shared.trace(make(**options), toys.one_view)
 
 
 def test_encoders_that_do_not_fit_are_told():

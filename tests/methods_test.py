@@ -1,15 +1,18 @@
 """What the papers say of their methods, on small encoders."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import losses
 from ssljax import ops
+from ssljax import run as run_lib
 from ssljax.methods import byol
 from ssljax.methods import mae
 from ssljax.methods import moco
@@ -31,11 +34,11 @@ def batch_of(step, b=16):
   }
 
 
-def train(method, steps, tx=None):
+def train(method, steps, tx=None, augment=toys.augment):
   """The states before the first and after each step, and the metrics."""
   tx = tx or optax.sgd(0.1)
-  states = [toys.init_state(method, tx, RNG, batch_of(0), augment=toys.augment)]
-  step = jax.jit(core.make_train_step(method, tx, augment=toys.augment))
+  states = [toys.init_state(method, tx, RNG, batch_of(0), augment=augment)]
+  step = jax.jit(core.make_train_step(method, tx, augment=augment))
   metrics = []
   for i in range(steps):
     state, m = step(states[-1], batch_of(i), RNG)
@@ -44,10 +47,53 @@ def train(method, steps, tx=None):
   return states, metrics
 
 
-def trace(method):
-  return toys.trace(
-    method, optax.sgd(0.1), RNG, batch_of(0), augment=toys.augment
-  )
+def trace(method, augment=toys.augment):
+  return toys.trace(method, optax.sgd(0.1), RNG, batch_of(0), augment=augment)
+
+
+@pytest.mark.parametrize(
+  "name",
+  "mae simmim aim ijepa data2vec cpc rotation deepcluster supervised".split(),
+)
+def test_views_that_nobody_would_see_are_refused(name):
+  small = ("cpc", "rotation", "deepcluster", "supervised")
+  kind = "resnet18" if name in small else "vit"
+  path = f"configs/{name}_{kind}_fashion_mnist.py:quick"
+  flags = ["--config.mesh.data=1", "--config.augment.views=3"]
+  with pytest.raises(errors.UserError, match="takes 1 views, .* gives 3"):
+    run_lib.build(config_lib.load(path, flags))
+
+
+class _Normed(nn.Module):
+  """An encoder with batch norm that cannot be told of groups."""
+
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x, *, train, keep=None, key=None):
+    h = nn.Dense(8)(x.reshape(len(x), -1))
+    h = nn.BatchNorm(use_running_average=not train)(h)
+    return {"pooled": h, "tokens": h[:, None]}
+
+
+def test_moco_refuses_batch_norm_that_it_cannot_shuffle():
+  with pytest.raises(errors.UserError, match="_Normed .* no field bn_groups"):
+    trace(moco.make(_Normed(), queue_size=32, out_dim=8, bn_groups=8))
+  trace(moco.make(_Normed(), queue_size=32, out_dim=8, bn_groups=1))
+
+
+def test_a_raw_key_is_told():
+  step = core.make_train_step(simclr.make(toys.Layer()), optax.sgd(0.1))
+  state = jax.eval_shape(
+    lambda key: core.init_state(
+      simclr.make(toys.Layer()), optax.sgd(0.1), key, batch_of(0),
+      augment=toys.augment,
+    ),
+    RNG,
+  )  # fmt: skip
+  with pytest.raises(ValueError, match="typed key, jax.random.key"):
+    jax.eval_shape(step, state, batch_of(0), jax.random.PRNGKey(0))
 
 
 def assert_trees_close(a, b):

@@ -58,6 +58,24 @@ def test_ema():
   np.testing.assert_allclose(ops.ema(old, new, 0.9)["w"], 0.9)
 
 
+def test_ema_keeps_dtypes_under_a_schedule():
+  old = {"a": jnp.ones(3, jnp.bfloat16), "count": jnp.int32(3)}
+  new = {"a": jnp.zeros(3, jnp.float32), "count": jnp.int32(4)}
+  mixed = ops.ema(old, new, jnp.float32(0.5))
+  assert mixed["a"].dtype == jnp.bfloat16 and (mixed["a"] == 0.5).all()
+  assert mixed["count"].dtype == jnp.int32 and mixed["count"] == 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_l2_normalize_of_halves(dtype):
+  x = jnp.array([[0.0, 0.0], [300.0, 400.0], [3e-4, 4e-4]], dtype)
+  y = ops.l2_normalize(x)
+  assert y.dtype == dtype
+  np.testing.assert_allclose(
+    y.astype(jnp.float32), [[0, 0], [0.6, 0.8], [0.6, 0.8]], atol=0.01
+  )
+
+
 def test_l2_normalize_of_zero_is_zero_with_a_finite_gradient():
   grad = jax.grad(lambda x: ops.l2_normalize(x).sum())(jnp.zeros(3))
   assert np.isfinite(grad).all()

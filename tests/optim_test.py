@@ -466,6 +466,7 @@ def test_step_schedule():
 
 def test_ema_schedule():
   f = schedules.ema_schedule(0.996, 100)
+  assert f(100) == f(150) == 1.0
   np.testing.assert_allclose(f(0), 0.996, rtol=1e-7)
   np.testing.assert_allclose(f(50), 0.998, rtol=1e-7)
   np.testing.assert_allclose(f(100), 1.0, rtol=1e-7)

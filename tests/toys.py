@@ -67,6 +67,12 @@ def augment(batch):
   return {k: v for k, v in batch.items() if k != "image"} | {"views": views}
 
 
+def one_view(batch):
+  """The first of `augment`."""
+  batch = augment(batch)
+  return batch | {"views": batch["views"][:, :1]}
+
+
 def masked_autoencoder(encoder, *, patch=2, keep=4):
   """The mean of the visible tokens predicts the patches; sum over count."""
 

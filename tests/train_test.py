@@ -535,6 +535,13 @@ def test_other_mistakes(config, whole, tmp_path):
   assert "unknown protocol 'liner'" in line
   line = _main(["replay", f"--workdir={whole[0]}", "--step=81"])
   assert "has the updates 1 to 80" in line
+  for flags, words in (
+    (["--protocols=knn", "--seeds=2"], "are of finetune"),
+    (["--protocols=knn", "--fractions=0.1"], "are of finetune"),
+    (["--protocols=loss", "--train_split=x"], "reads no --train_split"),
+    (["--train_split=test"], "both 'test', where each"),
+  ):
+    assert words in _main(["evaluate", f"--workdir={whole[0]}", *flags])
   line = _main(["evaluate", f"--workdir={whole[0]}", "--step=5"])
   assert "no checkpoint of step 5" in line
 

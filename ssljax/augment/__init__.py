@@ -78,6 +78,10 @@ def make(name: str, *, size, **overrides) -> Callable:
 
   def augment(batch):
     batch = dict(batch)
+    if batch["image"].dtype != jnp.uint8:
+      raise errors.UserError(
+        f"views are made of uint8 images, 0 to 255, not {batch['image'].dtype}"
+      )
     image = batch.pop("image").transpose(0, 3, 1, 2)
     x = image.astype(jnp.float32) / 255
     views = [
@@ -104,6 +108,8 @@ def make(name: str, *, size, **overrides) -> Callable:
 
 def _check(options, size):
   """Raises UserError for what would only fail inside."""
+  if not isinstance(size, tuple | list) or len(size) != 2:
+    raise errors.UserError(f"augment size={size}: give (height, width)")
   for key in ("blur_p", "solarize_p"):
     value, views = options.get(key, 0.0), options.get("views", 1)
     if isinstance(value, tuple) and len(value) != views:

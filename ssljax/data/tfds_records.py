@@ -47,7 +47,7 @@ class Records:
       have = ", ".join(builder.info.splits)
       if not have:
         raise errors.UserError(
-          f"{builder.data_path} is not whole: remove it, and it is prepared anew"
+          f"{builder.data_path} is not whole: remove it, it is prepared anew"
         ) from e
       raise errors.UserError(
         f"{name} has no split {split!r}: there is {have}, and slices of them"

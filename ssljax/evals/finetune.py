@@ -11,7 +11,7 @@ import optax
 from ssljax import errors
 
 _BATCH = 32
-_EPOCHS, _MOST_STEPS = 10, 600
+_EPOCHS, _LEAST_STEPS, _MOST_STEPS = 10, 200, 600
 _RATES = (3e-4, 1e-3)
 # The classifier's rate over the encoder's: with equal ones it is still near
 # zero when the steps are over, and an untrained encoder never learns.
@@ -58,7 +58,7 @@ def finetune(
 ) -> dict:
   """Returns `accuracies`, one for each seed, `rate` and `protocol`.
 
-  AdamW with warm-up and a linear decay, in batches of 32: 10 epochs but at most
+  AdamW with warm-up and a linear decay, in batches of 32: 10 epochs, but 200 to
   600 steps, or one epoch where that is more, so that every label is used; the
   classifier from zero at ten times the encoder's rate. The rate is chosen on a
   held-out tenth of the places; then each seed, of the order, learns from all of
@@ -76,7 +76,8 @@ def finetune(
   """
   step, predict = _compiled(embed, num_classes)
   epoch = max(1, len(places) // _BATCH)
-  steps = max(epoch, min(_EPOCHS * epoch, _MOST_STEPS))
+  steps = min(max(_EPOCHS * epoch, _LEAST_STEPS), _MOST_STEPS)
+  steps = max(epoch, steps)
   dim = jax.eval_shape(embed, params, train.read(places[:1]))["pooled"].shape[1]
 
   def fit(places, rate, seed):
@@ -111,9 +112,9 @@ def finetune(
     ],
     "rate": rate,
     "protocol": (
-      f"finetune/3 adamw decay={_DECAY} clip={_CLIP} batch={_BATCH} "
-      f"epochs<={_EPOCHS} steps<={_MOST_STEPS} or 1 epoch warmup={_WARMUP} "
-      "linear "
+      f"finetune/4 adamw decay={_DECAY} clip={_CLIP} batch={_BATCH} "
+      f"epochs={_EPOCHS} steps={_LEAST_STEPS}..{_MOST_STEPS} or 1 epoch "
+      f"warmup={_WARMUP} linear "
       f"rates={_RATES} head={_HEAD:g}x held_out=0.1 statistics frozen"
     ),
   }

@@ -2,7 +2,7 @@
 
 As `knn_classifier` of facebookresearch/dino `eval_knn.py`: cosine similarity,
 each of k neighbours votes for its label with weight exp(similarity /
-temperature).
+temperature). The default temperature, 0.1, is Wu's; DINO's is 0.07.
 """
 
 import functools

@@ -51,6 +51,7 @@ def make(
   to_predictions = vit.dense(len(rows) * target_dim, encoder.dtype, None)
 
   def init(rng, batch):
+    ops.require_views(batch, 1)
     rngs = jax.random.split(rng, 4)
     patches = cut(batch["views"][:, 0])
     params, stats = {}, {}

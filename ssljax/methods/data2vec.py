@@ -62,6 +62,7 @@ def make(
   last = tuple(range(encoder.depth - top_k, encoder.depth))
 
   def init(rng, batch):
+    ops.require_views(batch, 1)
     encoder_rng, head_rng = jax.random.split(rng)
     x = batch["views"][:, 0]
     params = {"encoder": linen.init(encoder, encoder_rng, x)[0]}

@@ -61,6 +61,7 @@ def make(
     return {"kernel": kernel, "bias": jnp.zeros(num_clusters)}
 
   def init(rng, batch):
+    ops.require_views(batch, 1)
     rngs = jax.random.split(rng)
     x = batch["views"][:, 0]
     x = ops.sobel(x) if sobel else x

@@ -90,6 +90,7 @@ def make(
     )
 
   def init(rng, batch):
+    ops.require_views(batch, 1)
     encoder_rng, predictor_rng = jax.random.split(rng)
     x = batch["views"][:, 0]
     params = {"encoder": linen.init(encoder, encoder_rng, x)[0]}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ssljax import core
+from ssljax import errors
 from ssljax import losses
 from ssljax import monitors
 from ssljax import ops
@@ -62,6 +63,12 @@ def make(
     x = batch["views"][:, 0]
     params, stats = {}, {}
     params["encoder"], stats["encoder"] = linen.init(encoder, encoder_rng, x)
+    if stats["encoder"] and bn_groups > 1 and not hasattr(encoder, "bn_groups"):
+      raise errors.UserError(
+        f"{type(encoder).__name__} has batch norm, and no field bn_groups by "
+        "which moco shuffles it: add one as models.resnet has it, or let a "
+        "query know its key by method.bn_groups=1"
+      )
     h, _ = linen.apply(
       encoder, params["encoder"], stats["encoder"], x, train=False
     )

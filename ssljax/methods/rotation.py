@@ -29,6 +29,7 @@ def make(encoder) -> core.Method:
   )
 
   def init(rng, batch):
+    ops.require_views(batch, 1)
     rngs = jax.random.split(rng)
     x = batch["views"][:, 0]
     if x.shape[1] != x.shape[2]:

@@ -46,6 +46,7 @@ def make(
     )
 
   def init(rng, batch):
+    ops.require_views(batch, 1)
     x = batch["views"][:, 0]
     params = {"encoder": linen.init(encoder, rng, x)[0]}
     tokens = encode(params, x, train=False)["tokens"]

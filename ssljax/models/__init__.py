@@ -8,4 +8,9 @@ variant, **options)`, and every encoder the fields `dtype`, of the computation,
 and `axis_name`, the mapped axis over which batch norm takes its statistics
 where the step is called inside `pmap` or `shard_map`. Those with batch norm
 have `bn_groups` and `bn_strided` as well, as in `norm.BatchNorm`.
+
+That is what the methods on pairs of views need. Those that hide patches read
+also `patch`, `dim`, `heads`, `depth`, `pool`, `class_token` and `registers`, as
+`vit.ViT` has them, and those of text `vocab`, `dim`, `positions` and `epsilon`,
+as `bert.Bert` and `gpt.GPT`, whose parameters `token_embed` they share.
 """
