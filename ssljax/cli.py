@@ -39,7 +39,8 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
        [--json] [--remat=none,dots,full] [--largest] [--mfu=0.4]
        [--effort=O0] [--examples=N --classes=N] [--config.key=value ...]
           what a step takes on chips that are not here; effort: of the compiler,
-          O0 to O3; examples, classes: of data that are not here
+          O0 to O3, or default, as in training; examples, classes: of data that
+          are not here
   import --weights=F --layout=L --config=FILE[:variant,...] --workdir=W
          [--config.key=value ...]       L: torchvision, timm, huggingface, dino
                                         or mae; F: .safetensors, .npz, .pth
@@ -338,8 +339,9 @@ def _selftest(argv):
     raise errors.UserError("name one test, as in: ssljax selftest resume")
   from ssljax import selftest
 
-  for name in ("seed", "kills", "flips"):
-    values[name] = _number(values, name, int)
+  values["seed"] = _number(values, "seed", int)
+  for name in ("kills", "flips"):
+    values[name] = _number(values, name, int, least=1)
   overrides = [a for a in argv if a not in own]
   return selftest.selftest(names[0], overrides=overrides, **values)
 

@@ -4,6 +4,7 @@ The arrays' digests are of what was in memory, the files' of what is on the
 disk. A checkpoint counts as saved once both are written beside it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,6 +98,8 @@ def _at(place, parts):
 def write(folder: str, arrays: dict[str, list]) -> None:
   """Declares the checkpoint in `folder` whole; its files are read for that.
 
+  Files and folders are on the disk then: an older checkpoint may go.
+
   Args:
     folder: of one step.
     arrays: what `of_arrays` gave before it was saved.
@@ -111,6 +114,18 @@ def write(folder: str, arrays: dict[str, list]) -> None:
     f.flush()
     os.fsync(f.fileno())
   os.replace(path + ".part", path)
+  for place in (folder, os.path.dirname(os.path.abspath(folder))):
+    _sync(place)
+
+
+def _sync(path):
+  """Waits until a file, or the names in a folder, are on the disk."""
+  opened = os.open(path, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # file systems that cannot
+      os.fsync(opened)
+  finally:
+    os.close(opened)
 
 
 def exist(folder: str) -> bool:
@@ -195,4 +210,6 @@ def _of_files(folder):
         continue
       size = os.path.getsize(path)
       files[os.path.relpath(path, folder)] = (size, _of_file(path))
+      _sync(path)
+    _sync(base)
   return files

@@ -315,8 +315,11 @@ def duration(config, steps_per_epoch: int) -> int:
     raise errors.UserError(
       "give config.steps, config.examples or config.epochs"
     )
-  if steps < 1:
-    raise errors.UserError(f"the config asks for {steps} steps: give 1 or more")
+  if not 1 <= steps < 1 << 31:  # they are counted in int32
+    raise errors.UserError(
+      f"the config asks for {steps:.10g} steps: give 1 or more, below 2 to the "
+      "31"
+    )
   return steps
 
 

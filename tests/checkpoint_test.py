@@ -148,6 +148,31 @@ def test_without_digests_nothing_counts_as_saved(folder):
   assert os.listdir(folder) == ["unfinished-3"]
 
 
+def test_all_is_on_the_disk_before_a_step_counts(tmp_path, monkeypatch):
+  synced, fsync, replace = [], os.fsync, os.replace
+
+  def noted(opened):
+    synced.append(os.readlink(f"/proc/self/fd/{opened}"))
+    return fsync(opened)
+
+  def counts(source, target):
+    before.extend(synced)
+    return replace(source, target)
+
+  before = []
+  folder = tmp_path / "checkpoints" / "3"
+  (folder / "params").mkdir(parents=True)
+  for name in ("a", "params/b"):
+    (folder / name).write_text(name)
+  monkeypatch.setattr(digests.os, "fsync", noted)
+  monkeypatch.setattr(digests.os, "replace", counts)
+  digests.write(str(folder), {})
+  assert {str(folder / name) for name in ("a", "params/b", "params")} <= {
+    *before
+  }
+  assert synced[-2:] == [str(folder), str(folder.parent)]
+
+
 def test_files_are_read_once(folder, monkeypatch):
   read, sound = [], digests.wrong_file
   note = lambda folder: read.append(folder) or sound(folder)

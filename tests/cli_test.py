@@ -240,6 +240,17 @@ def test_an_empty_workdir_is_none(mistake):
   assert "--workdir=... is missing" in mistake("train", "--workdir=")
 
 
+@pytest.mark.parametrize("flag", ["kills", "flips"])
+def test_a_test_that_does_nothing_is_refused(mistake, flag):
+  line = mistake("selftest", "resume", f"--{flag}=0")
+  assert f"--{flag}=0 is not a number from 1 on" in line
+
+
+@pytest.mark.parametrize("flag", ["steps=99999999999", "epochs=1e300"])
+def test_more_steps_than_are_counted_are_refused(mistake, flag):
+  assert "below 2 to the 31" in mistake("train", f"--config.{flag}")
+
+
 def test_a_topology_of_no_devices_is_told(mistake):
   line = mistake("plan", f"--config={QUICK}", "--topology=cpu:0")
   assert "unknown --topology=cpu:0" in line

@@ -187,6 +187,17 @@ def test_a_program_of_fsdp_is_read():
     "reduce-scatter": {"count": 1, "bytes": 2048},
   }
   assert program.wire_bytes == 2 * 2048 * 3 / 4
+  # Devices that are not in order are listed, in any form.
+  for listed in ("([4,2]T(1,0))", "(0,2,4,6)", "([8])"):
+    form = FSDP.replace("] {'axis_1'}", f"], device_ids={listed} {{'axis_1'}}")
+    assert form != FSDP and hlo.read(form, 8) == program
+  # A collective that stands for itself may have the number of a fused one.
+  other = FSDP.replace("%s = f32[512]{0} fusion", """%other = f32[64]{0} \
+all-reduce(%b), channel_id=7, replica_groups={}, to_apply=%add
+  %s = f32[512]{0} fusion""")
+  found = hlo.read(other, 8).collectives
+  assert found["reduce-scatter"] == program.collectives["reduce-scatter"]
+  assert found["all-reduce"] == {"count": 1, "bytes": 256}
   odd = FSDP.replace("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", "tree[3]")
   with pytest.raises(ValueError, match="not known: .*tree"):
     hlo.read(odd, 8)
@@ -203,8 +214,31 @@ def test_a_program_is_read_with_its_loops():
   assert program.wire_bytes == wire
   # Of the loop its sum and the row that is put; what is on the chip is not.
   arguments, loop = 256 + 12 * 256, 12 * (256 + 256)
-  entry = 2048 + 128 + 2048
-  assert program.hbm_bytes == arguments + 2 * (loop + entry)
+  entry, result = 2048 + 128, 2048  # the last is not read again
+  assert program.hbm_bytes == arguments + 2 * (loop + entry) + result
+
+
+def test_results_are_written_and_not_read():
+  text = """
+%update (p: f32[64], g: f32[64]) -> (f32[64], f32[64]) {
+  %p = f32[64]{0} parameter(0)
+  %g = f32[64]{0} parameter(1)
+  %m = f32[64]{0} add(%p, %g)
+  ROOT %both = (f32[64]{0}, f32[64]{0}) tuple(%m, %g)
+}
+
+ENTRY %main (a: f32[64], b: f32[64]) -> (f32[64], f32[64], f32[64]) {
+  %a = f32[64]{0} parameter(0)
+  %b = f32[64]{0} parameter(1)
+  %g = f32[64]{0} negate(%b)
+  %two = (f32[64]{0}, f32[64]{0}) fusion(%a, %g), kind=kLoop, calls=%update
+  %one = f32[64]{0} get-tuple-element(%two), index=0
+  ROOT %out = (f32[64]{0}, f32[64]{0}, f32[64]{0}) tuple(%one, %b, %one)
+}
+"""
+  # Two are read; g and the second of the fusion are written and read, its first
+  # is written.
+  assert hlo.read(text, 1).hbm_bytes == 256 * (2 + 2 * 2 + 1)
 
 
 def quick_plan(*flags, topologies=("cpu:8",), **options):
@@ -295,14 +329,14 @@ def test_what_lacks_room_is_told_with_what_was_asked_for():
 @pytest.mark.parametrize(
   "bound, chip",
   [
-    ("flops", hardware.Chip(1e9, 2**34, 1e12, 1e12)),
-    ("hbm", hardware.Chip(1e15, 2**34, 1e9, 1e12)),
+    ("flops", hardware.Chip(2, 1e9, 2**34, 1e12, 1e12)),
+    ("hbm", hardware.Chip(2, 1e15, 2**34, 1e9, 1e12)),
   ],
 )
 def test_floors_and_chip_hours(monkeypatch, bound, chip):
   real = hardware.devices
   monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
-  figures = quick_plan(topologies=["cpu:2"], mfu=0.5)
+  figures = quick_plan(topologies=["cpu:2"], mfu=0.5, effort="default")
   row = figures["topologies"]["cpu:2"]
   floors = row["floors_s"]
   np.testing.assert_allclose(floors["flops"], figures["flops"] / 2 / chip.flops)
@@ -339,6 +373,8 @@ def test_examples_are_those_of_the_split():
   for split, wanted in (("train", 60_000), ("train[:10%]", 6_000)):
     config = config_lib.load(path, [f"--config.data.split={split}"])
     assert len(source_lib.of(config, None, None, None)) == wanted
+  for split in ("all", "test", "train[5shard]", "train+mine"):
+    assert source_lib._count(split, 60_000) is None
   config = config_lib.load(path, ["--config.data.split=mine"])
   with pytest.raises(errors.UserError, match="give --examples=N"):
     source_lib.of(config, None, None, None)
@@ -364,11 +400,24 @@ def test_what_is_not_known_of_the_data_is_asked_for():
 
 
 @pytest.mark.parametrize(
-  "name", ["v5e", "v5e:4by4", "cpu:x", "tpu:8", "cuda:1", ""]
+  "name", ["v5e", "v5e:4by4", "cpu:x", "cpu:100000", "tpu:8", "cuda:1", ""]
 )
 def test_an_unknown_topology_is_told(name):
   with pytest.raises(errors.UserError, match="unknown --topology"):
     hardware.devices(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:4x4x4", "v6e:4x4x4", "v5p:4x4"])
+def test_a_slice_of_other_dimensions_is_told(name):
+  with pytest.raises(errors.UserError, match="has [23] dimensions"):
+    hardware.devices(name)
+
+
+def test_what_a_quick_compiler_moves_does_not_bound_the_step(monkeypatch):
+  real, chip = hardware.devices, hardware.Chip(2, 1e15, 2**34, 1e9, 1e15)
+  monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
+  row = quick_plan(topologies=["cpu:2"])["topologies"]["cpu:2"]
+  assert row["bound"] != "hbm" and row["step_s"] < row["floors_s"]["hbm"]
 
 
 def test_a_tpu_without_libtpu_names_the_extra(monkeypatch):
@@ -381,7 +430,7 @@ def test_a_tpu_without_libtpu_names_the_extra(monkeypatch):
   "flag, message",
   [
     ("--mfu=0", "give an mfu"),
-    ("--effort=-1", "an effort among O0, O1, O2, O3"),
+    ("--effort=-1", "an effort among O0, O1, O2, O3, default"),
     ("--remat=some", "unknown encoder.remat='some'"),
   ],
 )
@@ -445,6 +494,7 @@ def test_what_goes_through_all_examples_between_steps_is_told():
   figures = plan_lib._of_run(run)
   assert figures["refreshes"] == -(-run.total_steps // run.steps_per_epoch) > 0
   figures |= {"flops": 1, "loader_per_s": None, "mfu": 0.4, "topologies": {}}
+  figures["effort"] = "O0"
   told = f"not counted: {figures['refreshes']} times, between steps"
   assert told in table.table(figures)
 

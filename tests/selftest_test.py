@@ -62,6 +62,12 @@ def test_mistakes(tmp_path):
   (tmp_path / "there").write_text("")
   with pytest.raises(errors.UserError, match="is not empty"):
     selftest.selftest("nan", workdir=str(tmp_path))
+  for place in (tmp_path / "there", tmp_path / "there" / "below"):
+    with pytest.raises(errors.UserError, match="cannot write to --workdir"):
+      selftest.selftest("nan", workdir=str(place))
+  none = ["--config.optimizer.learning_rate=none"]
+  with pytest.raises(errors.UserError, match="learning_rate is not given"):
+    selftest.selftest("nan", overrides=none)
   with pytest.raises(errors.UserError, match="no config 'no.py'"):
     selftest.selftest("sigterm", config="no.py")
   unfit = ["--config.batch_size=1000000"]

@@ -28,8 +28,8 @@ from ssljax.plan import hlo
 from ssljax.plan import loader
 from ssljax.plan import source as source_lib
 
-# Of `jax_optimization_level`.
-_EFFORTS = ("O0", "O1", "O2", "O3")
+# Of `jax_optimization_level`; the last leaves it as it is in training.
+_EFFORTS = ("O0", "O1", "O2", "O3", "default")
 
 
 def plan(
@@ -52,8 +52,11 @@ def plan(
     largest: whether to look for the largest batch that fits, which compiles the
       step some ten times.
     mfu: the share of the chips' peak at which model FLOPs are done.
-    effort: of XLA's TPU compiler, O0 to O3. O0 is the quickest; the memory at
-      its peak is some percent more or less than a run's.
+    effort: of XLA's TPU compiler, O0 to O3, or "default", which is training's
+      and may take several times as long. O0 is the quickest. Its peak memory is
+      some percent more or less than a run's, and it moves 1.5 to 5 times as
+      much through HBM; so that counts for `bound` and `step_s` of "default"
+      alone.
     examples: of the dataset, where they are not known here.
     classes: of its labels, where they are not known here.
 
@@ -86,10 +89,11 @@ def plan(
     "flops": step_flops,
     "loader_per_s": loader.rate(source, config.batch_size),
     "mfu": mfu,
+    "effort": effort,
   }
   with effort_of(effort):
     rows = {
-      name: _of_topology(runs[name], chip, step_flops, mfu, remat, largest)
+      name: _of_topology(runs[name], chip, figures, remat, largest)
       for name, (_, chip) in places.items()
     }
   if not any(row["fits"] for row in rows.values()):
@@ -106,16 +110,16 @@ def effort_of(effort: str):
   """XLA's TPU compiler, told how much to try."""
   name = "jax_optimization_level"
   before = getattr(jax.config, name)
-  jax.config.update(name, effort)
+  jax.config.update(name, before if effort == "default" else effort)
   try:
     yield
   finally:
     jax.config.update(name, before)
 
 
-def _of_topology(run, chip, step_flops, mfu, remat, largest):
+def _of_topology(run, chip, figures, remat, largest):
   """The figures of one topology, those that were asked for among them."""
-  row = _of_step(run, chip, compile_step(run, chip), step_flops, mfu)
+  row = _of_step(run, chip, compile_step(run, chip), figures)
   if remat:
     row["remat"] = {
       kind: compile_step(_with(run, encoder={"remat": kind}), chip).peak
@@ -250,9 +254,9 @@ def _shapes(tree):
   return {name(path): list(x.shape) for path, x in leaves if x.ndim}
 
 
-def _of_step(run, chip, compiled, step_flops, mfu):
-  """The figures of one topology."""
-  chips = run.mesh.devices.size
+def _of_step(run, chip, compiled, figures):
+  """The figures of one topology; `figures` are those of all."""
+  chips, step_flops = run.mesh.devices.size, figures["flops"]
   local = lambda x: math.prod(x.sharding.shard_shape(x.shape))
   state = jax.tree.leaves(run.abstract_state)
   row = {
@@ -276,8 +280,9 @@ def _of_step(run, chip, compiled, step_flops, mfu):
     "hbm": program.hbm_bytes / chip.hbm_rate,
     "interconnect": program.wire_bytes / chip.wire_rate,
   }
-  bound = max(floors, key=floors.get)
-  step_s = max(step_flops / chips / (chip.flops * mfu), floors[bound])
+  exact = figures["effort"] == "default"
+  bound = max((k for k in floors if exact or k != "hbm"), key=floors.get)
+  step_s = max(floors["flops"] / figures["mfu"], floors[bound])
   per_step = run.config.batch_size * run.source.per_example
   return row | {
     "floors_s": floors,

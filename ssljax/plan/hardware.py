@@ -10,17 +10,22 @@ from jax.experimental import topologies
 
 from ssljax import errors
 
+# The most devices that are simulated.
+_CPUS = 1024
+
 
 class Chip(NamedTuple):
   """What a chip can do at most.
 
   Attributes:
+    dimensions: of a slice.
     flops: of bfloat16 matrix products, a second.
     hbm: bytes that a program may take.
     hbm_rate: bytes a second.
     wire_rate: bytes a second over all links to other chips.
   """
 
+  dimensions: int
   flops: float
   hbm: float
   hbm_rate: float
@@ -30,9 +35,9 @@ class Chip(NamedTuple):
 # Rates by cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory as libtpu gives it to
 # a program, which is less than what the chip has.
 CHIPS = {
-  "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9),
-  "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 600e9),
-  "v6e": Chip(918e12, 31.25 * 2**30, 1600e9, 400e9),
+  "v5e": Chip(2, 197e12, 15.75 * 2**30, 819e9, 200e9),
+  "v5p": Chip(3, 459e12, 95.74 * 2**30, 2765e9, 600e9),
+  "v6e": Chip(2, 918e12, 31.25 * 2**30, 1600e9, 400e9),
 }
 
 
@@ -47,7 +52,7 @@ def devices(topology: str) -> tuple[list, Chip | None]:
     UserError: there is no such topology here.
   """
   kind, _, shape = topology.partition(":")
-  if kind == "cpu" and shape.isdigit() and int(shape):
+  if kind == "cpu" and shape.isdigit() and 0 < int(shape) <= _CPUS:
     return _cpu(int(shape)), None
   if kind == "cuda" and not shape:
     try:
@@ -57,7 +62,13 @@ def devices(topology: str) -> tuple[list, Chip | None]:
         "--topology=cuda: jax finds no GPU here; pip install 'ssljax[cuda12]'"
       ) from e
   if kind in CHIPS and re.fullmatch(r"\d+(x\d+)+", shape):
-    return _tpu(topology), CHIPS[kind]
+    chip = CHIPS[kind]
+    if shape.count("x") != chip.dimensions - 1:  # at which libtpu aborts
+      raise errors.UserError(
+        f"--topology={topology}: a slice of {kind} has {chip.dimensions} "
+        "dimensions"
+      )
+    return _tpu(topology), chip
   raise errors.UserError(
     f"unknown --topology={topology}: give v5e:4x4, v5p:8x8x8, v6e:16x16 or the "
     "like, cpu:8 or cuda"

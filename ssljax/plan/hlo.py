@@ -30,8 +30,9 @@ class Program(NamedTuple):
       that the chips of a group share.
     wire_bytes: that leave a chip, at least: 2 (n - 1) / n of an array for an
       all-reduce among n, (n - 1) / n for an all-gather or a reduce-scatter.
-    hbm_bytes: that pass its memory, at least: the arguments are read, and each
-      array that is not kept on the chip is written and read once.
+    hbm_bytes: that pass its memory, at least: the arguments are read, the
+      results are written, and each other array that is not kept on the chip is
+      written and read once.
   """
 
   collectives: dict[str, dict[str, int]]
@@ -59,7 +60,7 @@ def read(text: str, devices: int) -> Program:
       # Fusions that start, go on with and end a collective repeat it.
       again = fused and channel and channel[1] in channels
       if kind in _KINDS and not again:
-        if channel:
+        if channel and fused:  # others may have its number
           channels.add(channel[1])
         if name.startswith("all-reduce-scatter"):  # and slices what it summed
           kind = "reduce-scatter"
@@ -78,7 +79,8 @@ def read(text: str, devices: int) -> Program:
   arguments = sum(
     _bytes(i.shape) for i in computations[entry] if i.opcode == "parameter"
   )
-  return Program(collectives, totals["wire"], totals["hbm"] + arguments)
+  hbm = totals["hbm"] + arguments - _results(computations, entry)
+  return Program(collectives, totals["wire"], hbm)
 
 
 def _computations(text):
@@ -154,7 +156,9 @@ def _group(rest, devices):
     return int(iota[1])
   if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
     return listed[1].count(",") + 1
-  if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+  # Where the devices are not in order, they are listed between the two.
+  mesh = r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\)\)?)? \{(.*?)\}"
+  if mesh := re.search(mesh, rest):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
     return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh[2]))
   if "replica_groups=" in rest and "replica_groups={}" not in rest:
@@ -162,26 +166,47 @@ def _group(rest, devices):
   return devices
 
 
+def _results(computations, entry):
+  """Bytes that the entry writes as its results, which nothing reads."""
+  found = {i.name: i for i in computations[entry]}
+  root = next(i for i in found.values() if i.root)
+  names = _operands(root) if root.opcode == "tuple" else [root.name]
+  total = 0
+  for name in dict.fromkeys(names):
+    i, part = found[name], None
+    if i.opcode == "get-tuple-element":
+      part = int(re.search(r"index=(\d+)", i.rest)[1])
+      i = found[_operands(i)[0]]
+    if not _is_free(i):
+      written = _outputs(i, computations)
+      total += sum(written) if part is None else written[part]
+  return total
+
+
 def _written(i, computations):
   """Bytes of memory that an instruction writes."""
+  return sum(_outputs(i, computations))
+
+
+def _outputs(i, computations):
+  """Bytes of memory that an instruction writes, of each of its results."""
   if i.opcode == "dynamic-update-slice":
-    return 0  # in place; what is put there was written by another
+    return [0]  # in place; what is put there was written by another
   if i.opcode != "fusion":
-    return _bytes(i.shape)
+    return [_bytes(m[0]) for m in _ARRAY.finditer(i.shape)]
   inner = {j.name: j for j in computations[_called(i, computations)[0][0]]}
   root = next(j for j in inner.values() if j.root)
   names = _operands(root) if root.opcode == "tuple" else [root.name]
   whole = [m[0] for m in _ARRAY.finditer(i.shape)]
-  total = 0
+  written = []
   for name, shape in zip(names, whole):
     j = inner[name]
     while j.opcode in ("bitcast", "copy") and _operands(j)[0] in inner:
       j = inner[_operands(j)[0]]
     if j.opcode == "dynamic-update-slice":  # in place
-      total += _bytes(inner[_operands(j)[1]].shape)
-    else:
-      total += _bytes(shape)
-  return total
+      shape = inner[_operands(j)[1]].shape
+    written.append(_bytes(shape))
+  return written
 
 
 def _operands(i):

@@ -79,11 +79,14 @@ def _counts(config):
 
 def _count(split, whole):
   """The examples in slices of TFDS' "train"; None of another split."""
-  train = types.SimpleNamespace(num_examples=whole)
+  of = lambda n: types.SimpleNamespace(num_examples=n, shard_lengths=None)
   try:
     split = tfds.core.ReadInstruction.from_spec(split)
-    parts = split.to_absolute({"train": train})
-  except ValueError:
+    # With another, "all" is not "train".
+    parts = split.to_absolute({"train": of(whole), "test": of(0)})
+  except (ValueError, TypeError, AttributeError):  # of shards, for one
+    return None
+  if any(part.splitname != "train" for part in parts):
     return None
   return sum(len(range(whole)[part.from_ : part.to]) for part in parts)
 

@@ -25,13 +25,14 @@ def table(figures: dict) -> str:
     )
   if loader:
     lines.append(f"this machine reads {loader:,.0f} {unit} a second")
-  rows = figures["topologies"]
+  rows, effort = figures["topologies"], figures["effort"]
+  hbm = "HBM" if effort == "default" else f"HBM at {effort}"
   columns = {
     "chips": lambda r: f"{r['chips']}",
     "memory, of": lambda r: _size(r["peak_bytes"]) + _of(r["memory_bytes"]),
     "state": lambda r: _size(r["state_bytes"]),
     "FLOPs": lambda r: _seconds(r["floors_s"]["flops"]),
-    "HBM": lambda r: _seconds(r["floors_s"]["hbm"]),
+    hbm: lambda r: _seconds(r["floors_s"]["hbm"]),
     "wire": lambda r: _seconds(r["floors_s"]["interconnect"]),
     "bound": lambda r: r["bound"],
     f"step at {figures['mfu']:.0%}": lambda r: _seconds(r["step_s"]),

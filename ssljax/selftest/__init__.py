@@ -70,7 +70,12 @@ def selftest(
   config_lib.load(config, overrides)  # before anything is started
   with tempfile.TemporaryDirectory(prefix="ssljax-selftest-") as temporary:
     folder = os.path.abspath(workdir or temporary)
-    os.makedirs(folder, exist_ok=True)
+    try:
+      os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+      raise errors.UserError(
+        f"cannot write to --workdir={workdir} ({e.strerror}): give another"
+      ) from e
     trial = trial_lib.Trial(config, folder, overrides, seed)
     try:
       done = TESTS[name](trial, kills=kills, flips=flips)

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import shutil
 
 import cv2
@@ -32,8 +33,12 @@ def badrecord(trial, **unused):
   flags += [
     *("--config.data.name=fashion_mnist", "--config.data.split=train[:2%]"),
     f"--config.data.data_dir={_array_record(trial)}",
+    "--config.epochs=2",
   ]
-  _expect(trial, "array_record", flags, ["fashion_mnist/train[:2%]["])
+  flags.remove("--config.steps=20")
+  first = _expect(trial, "array_record", flags, ["fashion_mnist/train[:2%]["])
+  named = set(re.findall(r"fashion_mnist/train\[:2%\]\[\d+\]", first.stderr))
+  trial.expect("array_record: names all", len(named) >= _BAD, sorted(named))
   return {"bad": _BAD, "images": _IMAGES}
 
 
@@ -84,6 +89,7 @@ def _expect(trial, what, flags, names):
   ended = trial.end(started, f"{what}_more")
   trial.expect(f"{what}: more than allowed end it with 2", ended.status == 2)
   _expect_line(trial, what, ended, "max_corrupt=1")
+  return first
 
 
 def _folder(trial):

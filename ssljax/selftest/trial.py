@@ -50,6 +50,8 @@ class Trial:
     loaded = config_lib.load(config, overrides)
     self.modality = loaded.data.modality
     rate = loaded.optimizer.learning_rate
+    if rate is None:
+      raise errors.UserError("config.optimizer.learning_rate is not given")
     self.slow = (f"--config.optimizer.learning_rate={rate / 100}",)
     self.rng = random.Random(seed)
     self.failures = []
