@@ -269,7 +269,7 @@ def test_bytes_of_the_state_are_those_of_the_real_one():
 def test_what_does_not_fit_is_told_with_needed_and_available(
   monkeypatch, capsys
 ):
-  chip = hardware.Chip(1e12, 2.0**20, 1e9, 1e9)
+  chip = hardware.Chip(2, 1e12, 2.0**20, 1e9, 1e9)
   real = hardware.devices
   monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
   command = ["plan", f"--config={QUICK}", "--topology=cpu:8"]
@@ -284,7 +284,7 @@ def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
     5_000_000 + 12_345 * run.config.batch_size, "a program"
   )
   monkeypatch.setattr(plan_lib, "compile_step", peak)
-  chip = hardware.Chip(1e12, 10e6, 1e9, 1e9)
+  chip = hardware.Chip(2, 1e12, 10e6, 1e9, 1e9)
   largest = plan_lib._largest(run, chip)
   assert largest % 2 == 0
   needs = lambda n: 5_000_000 + 12_345 * n
