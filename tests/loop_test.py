@@ -158,7 +158,10 @@ def test_ctrl_c_saves_and_again_ends_at_once(loop):
 
   def twice():
     interrupt()
+    while signal.getsignal(signal.SIGINT) is not before:
+      time.sleep(0.01)  # another thread may have got it
     interrupt()
+    time.sleep(30)
     raise AssertionError("the second did not end it")
 
   loop.steps = 8

@@ -310,4 +310,4 @@ def test_mae_sees_nothing_of_what_is_masked():
 def test_mae_masks_some_and_keeps_some(ratio):
   method = mae.make(toys.encoder(), mask_ratio=ratio, decoder_heads=2)
   with pytest.raises(errors.UserError, match="keeps some and removes some"):
-    trace(method)
+    trace(method, toys.one_view)
