@@ -33,7 +33,7 @@ _HEAD = """\
 # What a step of each method costs
 
 Made by `python -m benchmarks.steps`: batches of 256 Fashion-MNIST images on
-{cpus} CPU cores, in float32: seconds of a step and, within it, of the views;
+{cpus} CPU cores, in float32: the time of a step and, within it, of the views;
 GFLOP of the forward and of the backward passes; the ratio to SimCLR's step with
 the same encoder.
 
@@ -135,7 +135,7 @@ def forward_part(path, rounds):
 def table(rows, parts):
   lines = [
     f"| {r['method']} | {r['encoder']} | {r['step_s']:.2f} "
-    f"| {r['views_s']:.2f} | {r['forward_gflop']:.0f} "
+    f"| {1000 * r['views_s']:.0f} ms | {r['forward_gflop']:.0f} "
     f"| {r['backward_gflop']:.0f} | {r['ratio']:.2f} | {r['predicted']:.2f} "
     f"| {round(100 * r['off']):+d} % |"
     for r in rows
@@ -147,7 +147,7 @@ def table(rows, parts):
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("--methods", default="", help="names between commas")
-  parser.add_argument("--steps", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=2)
   parser.add_argument("--rounds", type=int, default=3)
   args = parser.parse_args()
   known = league.configs()

@@ -33,6 +33,9 @@ _SPENT = "seconds/"  # before the kinds of `clock`
 _FINITE = ("loss", "grad_norm", "param_norm")
 # Updates left out one after the other that end a run with nonfinite=skip.
 _LEFT_OUT = 20
+# Steps whose rates are computed at once. The device does what it has to do
+# before, so that a row would wait for that, were they computed one by one.
+_RATES = 1 << 16
 
 
 class Log:
@@ -61,9 +64,8 @@ class Log:
     self._peaks = {}  # of each spread
     self._rows = []  # fetched, not yet written
     self._left_out = 0  # updates until now, one after the other
-    # Before the first step: the device would first do all that it has to do.
-    steps = jnp.arange(run.total_steps)
-    self._rates = np.asarray(jax.vmap(run.learning_rate)(steps))
+    self._rates = {}  # of some steps, by their first
+    self._learning_rate(start)  # before the first step
     self._told_any = False  # whether this process has written a row
     self._path = os.path.join(workdir, "metrics.jsonl")
     rows = _drop_rows_after(self._path, start)
@@ -194,7 +196,7 @@ class Log:
     mean = lambda name: float(np.mean([m[name] for _, m in rows]))
     row = {name: mean(name) for name in rows[0][1]}
     self.figures |= {"steps": step, "loss": row["loss"]} | self._timed()
-    row["learning_rate"] = float(self._rates[step - 1])
+    row["learning_rate"] = self._learning_rate(step - 1)
     for name in ("train_s", "step_s", self._rate):
       row[name] = self.figures[name]
     self._emit({"step": step} | row | self._seconds())
@@ -205,6 +207,14 @@ class Log:
     if self.figures["knn"] is not None:
       shown["knn"] = f"{self.figures['knn']:.4f}"
     self._bar.set_postfix(shown, refresh=False)
+
+  def _learning_rate(self, step):
+    first = step - step % _RATES
+    if first not in self._rates:
+      steps = first + jnp.arange(_RATES)
+      rates = np.asarray(jax.vmap(self._run.learning_rate)(steps))
+      self._rates = {first: rates}
+    return float(self._rates[first][step - first])
 
   def _timed(self):
     """How long the steps took up to the last that was fetched."""

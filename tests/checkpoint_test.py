@@ -1,5 +1,6 @@
 """Checkpoints: what a disk does to them is found before it is restored."""
 
+import errno
 import os
 import random
 import shutil
@@ -171,6 +172,19 @@ def test_all_is_on_the_disk_before_a_step_counts(tmp_path, monkeypatch):
     *before
   }
   assert synced[-2:] == [str(folder), str(folder.parent)]
+
+
+def test_a_disk_that_fails_is_no_checkpoint(tmp_path, monkeypatch):
+  (tmp_path / "3").mkdir()
+  (tmp_path / "3" / "a").write_text("a")
+
+  def fails(opened):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(digests.os, "fsync", fails)
+  with pytest.raises(OSError, match="Input/output"):
+    digests.write(str(tmp_path / "3"), {})
+  assert not digests.exist(str(tmp_path / "3"))
 
 
 def test_files_are_read_once(folder, monkeypatch):

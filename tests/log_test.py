@@ -110,17 +110,21 @@ def test_a_run_that_leaves_out_all_updates_ends(tmp_path):
 
 
 def test_the_rate_of_a_row_does_not_wait_for_the_device(tmp_path, monkeypatch):
-  run = _run()._replace(learning_rate=lambda step: 1.0 * step)
-  log = _log(run, tmp_path)
-  monkeypatch.setattr(log_lib, "jnp", None)
-  monkeypatch.setattr(log_lib, "jax", None)
-  log._run = run._replace(learning_rate=None)
-  for step in (1, 2):
+  asked = []
+
+  def rate(step):
+    asked.append(step)
+    return 1.0 * step
+
+  monkeypatch.setattr(log_lib, "_RATES", 4)
+  log = _log(_run()._replace(learning_rate=rate, total_steps=6), tmp_path)
+  for step in range(1, 7):
     log.add(step, _metrics(), np.array([step]))
-  log.flush()
+    log.flush()
+    assert len(asked) == (1 if step < 5 else 2)  # four steps at once
   log.close()
-  (row,) = map(json.loads, open(tmp_path / "metrics.jsonl"))
-  assert row["learning_rate"] == 1.0
+  rows = map(json.loads, open(tmp_path / "metrics.jsonl"))
+  assert [row["learning_rate"] for row in rows] == [0, 1, 2, 3, 4, 5]
 
 
 def test_embeddings_that_are_not_finite_are_told_and_are_null(tmp_path, caplog):
