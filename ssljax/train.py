@@ -307,8 +307,8 @@ def _batches(run, state, start):
 class _Stopped:
   """Whether a signal came, to this process or another; the loop ends itself.
 
-  SIGTERM, and Ctrl-C in a process that is alone. The second of a kind is as it
-  would be without this.
+  SIGTERM, and Ctrl-C in a process that is alone and does not ignore it, as one
+  in the background does; the second Ctrl-C is as it would be without this.
 
   Attributes:
     by: the signal.
@@ -320,7 +320,8 @@ class _Stopped:
     if jax.process_count() == 1:
       with contextlib.suppress(ValueError):  # in a thread, as in a notebook
         for number in (signal.SIGTERM, signal.SIGINT):
-          self._before[number] = signal.signal(number, self._note)
+          if signal.getsignal(number) != signal.SIG_IGN:
+            self._before[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *unused):

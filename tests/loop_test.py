@@ -148,8 +148,27 @@ def test_a_sigterm_waits_for_the_last_save(loop, came, monkeypatch):
   assert not came
 
 
-def test_ctrl_c_saves_and_again_ends_at_once(loop):
+@pytest.fixture
+def sigint():
+  """`handler -> handler`, of SIGINT; what runs in the background ignores it."""
   before = signal.getsignal(signal.SIGINT)
+
+  def use(handler):
+    signal.signal(signal.SIGINT, handler)
+    return handler
+
+  yield use
+  signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_that_is_ignored_stays_so(loop, sigint):
+  sigint(signal.SIG_IGN)
+  loop({3: lambda: os.kill(os.getpid(), signal.SIGINT)})
+  assert loop.saved() == [2, 4]
+
+
+def test_ctrl_c_saves_and_again_ends_at_once(loop, sigint):
+  before = sigint(signal.default_int_handler)
   interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
   with pytest.raises(KeyboardInterrupt):
     loop({3: interrupt})
