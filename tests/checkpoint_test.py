@@ -178,8 +178,12 @@ def test_a_disk_that_fails_is_no_checkpoint(tmp_path, monkeypatch):
   (tmp_path / "3").mkdir()
   (tmp_path / "3" / "a").write_text("a")
 
+  fsync = os.fsync
+
   def fails(opened):
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
+    if os.readlink(f"/proc/self/fd/{opened}").endswith("/3/a"):
+      raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return fsync(opened)
 
   monkeypatch.setattr(digests.os, "fsync", fails)
   with pytest.raises(OSError, match="Input/output"):
