@@ -92,6 +92,8 @@ def _tpu(topology):
     )
   # Else libtpu asks a server of Google's what this machine is.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  # Else one process alone may; no chip is taken here.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   try:
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
   except Exception as e:  # jax' own, of several kinds

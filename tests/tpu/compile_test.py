@@ -6,6 +6,8 @@ four v5e have.
 
 import glob
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -21,6 +23,24 @@ CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.py")))
 # What is whitened, and KoLeo's groups, must part the batch.
 BATCHES = {"wmse": 256, "dinov2": 64}
 EXAMPLES = {"folder:imagenet100": 126_689}
+
+
+def test_a_second_process_plans_at_the_same_time():
+  program = (
+    "from ssljax.plan import hardware\n"
+    "print(len(hardware.devices('v5e:2x2')[0]), flush=True)\n"
+    "input()"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", program],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as other:
+    assert other.stdout.readline() == "4\n"
+    devices, _ = hardware.devices("v5e:2x2")
+    assert len(devices) == 4
+    other.communicate("\n")
 
 
 @pytest.mark.parametrize(
