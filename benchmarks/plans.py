@@ -1,6 +1,6 @@
 """The papers' own recipes on TPUs: `python -m benchmarks.plans`, by libtpu.
 
-Writes `docs/plans.md`; takes some minutes a config on two CPU cores. Needs
+Writes `docs/plans.md`; takes some ten minutes a config on two CPU cores. Needs
 `pip install 'ssljax[plan]'`, and no chip.
 """
 
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 
-# A slice on which each fits, and a larger one.
+# Slices on which each fits. What more would fit is told of the first.
 PLANS = {
   "simclr_resnet50_imagenet.py": "v5e:8x8,v5p:4x4x4,v6e:8x8",
   "mocov3_vit_imagenet.py:B": "v5e:8x8,v5p:4x4x4,v6e:8x8",
@@ -35,8 +35,33 @@ time of a step assumes {mfu:.0%} of the chips' peak FLOPs, or is that of the
 wire where that is longer; chip-hours are for the whole schedule. The objective
 sees arrays of the global batch: its negatives, targets or Sinkhorn's rows are
 all of them. What a machine reads was measured on two CPU cores beside other
-work.
+work. The last line of each is of `--largest --remat=none,dots,full` on the
+first of the slices: the largest batch is that of the memory, found to an
+eighth, and no advice; memory by remat is of the recipe's own batch.
 """
+_KINDS = ("none", "dots", "full")
+
+
+def plan(name, topologies, *flags):
+  """The lines that `ssljax plan` prints, the last of them JSON."""
+  command = [sys.executable, "-m", "ssljax", "plan", *flags]
+  command += [f"--config={os.path.join('configs', name)}"]
+  command += [f"--topology={topologies}"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+  return done.stdout.strip().splitlines()
+
+
+def more(topology, row):
+  """A line on what else would fit."""
+  by_kind = ", ".join(
+    f"{kind} {row['remat'][kind] / 2**30:.4g} GiB" for kind in _KINDS
+  )
+  return (
+    f"On {topology} the largest batch is {row['largest_batch']:,}; memory by "
+    f"remat: {by_kind}"
+  )
 
 
 def main():
@@ -49,15 +74,12 @@ def main():
   for name, topologies in PLANS.items():
     if args.only and args.only not in name:
       continue
-    command = [sys.executable, "-m", "ssljax", "plan"]
-    command += [f"--config={os.path.join('configs', name)}"]
-    command += [f"--topology={topologies}", f"--mfu={args.mfu}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-      sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-    *table, last = done.stdout.strip().splitlines()
-    json.loads(last)
-    parts.append(f"## `{name}`\n\n" + "\n".join(table) + "\n")
+    *lines, _ = plan(name, topologies, f"--mfu={args.mfu}")
+    first, *_ = topologies.split(",")
+    remat = f"--remat={','.join(_KINDS)}"
+    *_, last = plan(name, first, remat, "--largest")
+    lines += ["", more(first, json.loads(last)["topologies"][first])]
+    parts.append(f"## `{name}`\n\n" + "\n".join(lines) + "\n")
     print(name, file=sys.stderr)
   with open(args.out, "w") as f:
     f.write("\n".join(parts))

@@ -278,44 +278,77 @@ def test_what_does_not_fit_is_told_with_needed_and_available(
   assert re.search(r"cpu:8: .*needs 0\.\d+ GiB and has 0\.00", line), line
 
 
-def test_the_largest_batch_fits_and_an_eighth_more_does_not(monkeypatch):
-  run = run_lib.build(config_lib.load(QUICK, ["--config.mesh.data=2"]))
-  peak = lambda run, chip: plan_lib.Compiled(
-    5_000_000 + 12_345 * run.config.batch_size, "a program"
-  )
-  monkeypatch.setattr(plan_lib, "compile_step", peak)
-  chip = hardware.Chip(2, 1e12, 10e6, 1e9, 1e9)
-  largest = plan_lib._largest(run, chip)
-  assert largest % 2 == 0
-  needs = lambda n: 5_000_000 + 12_345 * n
-  assert needs(largest) <= chip.hbm < needs(largest + largest // 8 + 2)
+def largest_of(monkeypatch, needs, hbm, most=10**9, told=True, run=None):
+  """(the largest batch, those that were compiled) by bytes `needs(batch)`.
 
-  def refusing(run, chip):
-    if run.config.batch_size > 64:
+  More than `most` are refused; `told` is whether the compiler says what one
+  needs that does not fit.
+  """
+  run = run or run_lib.build(config_lib.load(QUICK, ["--config.mesh.data=2"]))
+  tried = []
+
+  def compile_step(run, chip):
+    n = run.config.batch_size
+    tried.append(n)
+    if n > most:
       raise errors.UserError("a queue that it does not divide")
-    return peak(run, chip)
+    fits = needs(n) <= chip.hbm
+    return plan_lib.Compiled(needs(n) if told or fits else 7, fits or None)
 
-  monkeypatch.setattr(plan_lib, "compile_step", refusing)
-  assert plan_lib._largest(run, chip) == 64
+  monkeypatch.setattr(plan_lib, "compile_step", compile_step)
+  chip = hardware.Chip(2, 1e12, hbm, 1e9, 1e9)
+  found = plan_lib._largest(run, chip, compile_step(run, chip))
+  assert len(tried) == len(set(tried))
+  return found, tried
 
-  def failing(run, chip):  # and the compiler tells of a part alone
-    compiled = peak(run, chip)
-    fits = run.config.batch_size <= 100
-    return compiled if fits else compiled._replace(program=None)
 
-  monkeypatch.setattr(plan_lib, "compile_step", failing)
-  assert 88 <= plan_lib._largest(run, chip) <= 100
-  monkeypatch.setattr(plan_lib, "compile_step", peak)
-  tiny = chip._replace(hbm=1e6)
-  assert plan_lib._largest(run, tiny) == 0
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("hbm", [6e6, 1e7, 2e7])
+def test_the_largest_batch_fits_and_an_eighth_more_does_not(
+  monkeypatch, hbm, told
+):
+  needs = lambda n: 5_000_000 + 12_345 * n
+  largest, tried = largest_of(monkeypatch, needs, hbm, told=told)
+  assert largest % 2 == 0
+  assert needs(largest) <= hbm < needs(largest + largest // 8 + 2)
+  # As few as the line through the state and a first batch makes them.
+  assert len(tried) <= (4 if hbm > 6e6 else 7), tried
+
+
+def test_the_largest_batch_where_memory_is_no_line(monkeypatch):
+  needs = lambda n: 4_000_000 + 9_000 * n + (6_000_000 if n > 300 else 0)
+  for told in (True, False):
+    largest, tried = largest_of(monkeypatch, needs, 1e7, told=told)
+    assert 266 <= largest <= 300 and len(tried) <= 9, (largest, tried)
+  square = lambda n: 4_000_000 + 20 * n * n
+  largest, tried = largest_of(monkeypatch, square, 1e7)
+  assert square(largest) <= 1e7 < square(largest + largest // 8 + 2)
+  assert len(tried) <= 9, tried
+
+
+def test_the_largest_batch_that_the_method_takes(monkeypatch):
+  needs = lambda n: 5_000_000 + 12_345 * n
+  assert largest_of(monkeypatch, needs, 1e7, most=64)[0] == 64
+  assert largest_of(monkeypatch, needs, 1e6)[0] == 0
+  # All of the data fit.
+  run = run_lib.build(config_lib.load(QUICK, ["--config.mesh.data=2"]))
+  monkeypatch.setattr(type(run.source), "__len__", lambda self: 1000)
+  largest, _ = largest_of(monkeypatch, needs, 1e9, run=run)
+  assert 888 <= largest <= 1000
+
+
+def test_the_warm_up_does_not_limit_the_largest_batch(monkeypatch):
   # Of smaller batches an epoch has more steps, and so has the warm-up.
   schedule = {"name": "cosine", "warmup_epochs": 1.5}
   config = config_lib.load(QUICK, ["--config.mesh.data=2"])
   config = plan_lib.changed(config, steps=40, batch_size=64)
   with config.unlocked():
     config.schedule = schedule
-  small = chip._replace(hbm=5_000_000 + 12_345 * 20)
-  assert 16 <= plan_lib._largest(run_lib.build(config), small) <= 20
+  needs = lambda n: 5_000_000 + 12_345 * n
+  found, _ = largest_of(
+    monkeypatch, needs, needs(20), run=run_lib.build(config)
+  )
+  assert 16 <= found <= 20
 
 
 def test_what_lacks_room_is_told_with_what_was_asked_for():

@@ -50,7 +50,7 @@ def plan(
     topologies: names, as `hardware.devices` takes them.
     remat: names of `models/remat.py` to compile beside the config's own.
     largest: whether to look for the largest batch that fits, which compiles the
-      step some ten times.
+      step some three times more.
     mfu: the share of the chips' peak at which model FLOPs are done.
     effort: of XLA's TPU compiler, O0 to O3, or "default", which is training's
       and may take several times as long. O0 is the quickest. Its peak memory is
@@ -119,14 +119,18 @@ def effort_of(effort: str):
 
 def _of_topology(run, chip, figures, remat, largest):
   """The figures of one topology, those that were asked for among them."""
-  row = _of_step(run, chip, compile_step(run, chip), figures)
+  compiled = compile_step(run, chip)
+  row = _of_step(run, chip, compiled, figures)
   if remat:
+    own = run.config.encoder.get("remat", "none")
     row["remat"] = {
-      kind: compile_step(_with(run, encoder={"remat": kind}), chip).peak
+      kind: compiled.peak
+      if kind == own
+      else compile_step(_with(run, encoder={"remat": kind}), chip).peak
       for kind in remat
     }
   if largest:
-    row["largest_batch"] = _largest(run, chip)
+    row["largest_batch"] = _largest(run, chip, compiled)
   return row
 
 
@@ -257,15 +261,13 @@ def _shapes(tree):
 def _of_step(run, chip, compiled, figures):
   """The figures of one topology; `figures` are those of all."""
   chips, step_flops = run.mesh.devices.size, figures["flops"]
-  local = lambda x: math.prod(x.sharding.shard_shape(x.shape))
-  state = jax.tree.leaves(run.abstract_state)
   row = {
     "chips": chips,
     "peak_bytes": compiled.peak,
     "memory_bytes": chip and int(chip.hbm),
     "fits": chip is None
     or (compiled.program is not None and compiled.peak <= chip.hbm),
-    "state_bytes": sum(local(x) * x.dtype.itemsize for x in state),
+    "state_bytes": _state_bytes(run),
   }
   if compiled.program is None:
     return row
@@ -293,6 +295,13 @@ def _of_step(run, chip, compiled, figures):
   }
 
 
+def _state_bytes(run):
+  """Of the state, on one chip."""
+  local = lambda x: math.prod(x.sharding.shard_shape(x.shape))
+  state = jax.tree.leaves(run.abstract_state)
+  return sum(local(x) * x.dtype.itemsize for x in state)
+
+
 def changed(config, **sections):
   """A copy of a config with other keys, in sections or at the top."""
   copied = config.copy_and_resolve_references()
@@ -311,11 +320,12 @@ def _with(run, **changes):
   return run_lib.build(config, source=run.source, devices=devices)
 
 
-def _largest(run, chip):
+def _largest(run, chip, compiled):
   """The largest batch that fits, to an eighth; None where no limit is known.
 
-  One that the method refuses, as a queue does that it does not divide, counts
-  as too large.
+  The memory is nearly a line in the batch, so that some four programs tell,
+  the one that is `compiled` among them. A batch that the method refuses, as a
+  queue does that it does not divide, counts as too large.
   """
   if chip is None:
     return None
@@ -323,26 +333,44 @@ def _largest(run, chip):
   # Of so many epochs it may be longer than the run, where batches are smaller.
   no_warmup = {k: 0 for k in run.config.schedule if k.startswith("warmup_")}
 
-  def fits(n):
-    if n * unit > len(run.source):
-      return False
+  def compile_of(n):
     try:
       # The schedule's own limits are not the memory's.
       larger = _with(
         run, batch_size=n * unit, steps=run.total_steps, schedule=no_warmup
       )
-      peak, program = compile_step(larger, chip)
-      return program is not None and peak <= chip.hbm
+      return compile_step(larger, chip)
     except errors.UserError:
-      return False
+      return Compiled(0, None)
 
-  low, high = 0, max(1, run.config.batch_size // unit)
-  while fits(high):
-    low, high = high, 2 * high
-  while high - low > max(1, low // 8):
-    middle = (low + high) // 2
-    low, high = (middle, high) if fits(middle) else (low, middle)
-  return low * unit
+  low, high = 0, len(run.source) // unit + 1
+  peaks = {0: _state_bytes(run)}
+  n = run.config.batch_size // unit
+  while True:
+    if compiled.program is not None:  # else the peak may be of a part alone
+      peaks[n] = compiled.peak
+    fits = compiled.program is not None and compiled.peak <= chip.hbm
+    low, high = (n, high) if fits else (low, n)
+    step = max(1, low // 8)
+    if high - low <= step:
+      return low * unit
+    n = _crossing(peaks, chip.hbm)
+    if n is None or n >= high:
+      n = (low + high) // 2
+    # From the one end or the other of an eighth, one more tells.
+    n = max(low + step, min(n - n // 32, high - high // 9))
+    n = min(n, high - 1)
+    compiled = compile_of(n)
+
+
+def _crossing(peaks, limit):
+  """Where the line through the two peaks that are nearest to it has `limit`."""
+  nearest = sorted(peaks, key=lambda n: abs(peaks[n] - limit))[:2]
+  if len(nearest) < 2 or peaks[nearest[0]] == peaks[nearest[1]]:
+    return None
+  n, other = nearest
+  slope = (peaks[other] - peaks[n]) / (other - n)
+  return int(n + (limit - peaks[n]) / slope)
 
 
 def _lacks(row):
