@@ -6,11 +6,13 @@ kept in `runs/compiled`, for a test starts its run again and again; what
 `devices` compiles, each time for other devices, is optimised little. A row a
 test goes to `selftests.csv` beside this file, with the git commit; what is
 there is not run again, so that it can be made in parts: take the file away to
-begin anew. Prints each row as JSON, and ends with status 1 where one did not
-pass.
+begin anew. `--jobs` of them run at once, two at first: most of what one does
+takes one core. Prints each row as JSON, and ends with status 1 where one did
+not pass.
 """
 
 import argparse
+import concurrent.futures
 import glob
 import json
 import os
@@ -75,20 +77,31 @@ def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("--tests", default="", help="names between commas")
   parser.add_argument("--methods", default="", help="names between commas")
+  parser.add_argument("--jobs", type=int, default=2, help="at once")
   args = parser.parse_args()
   known = configs()
   tests = [t for t in args.tests.split(",") if t] or list(selftest.TESTS)
   methods = [m for m in args.methods.split(",") if m] or list(known)
   there = {(row["test"], row["method"]) for row in rows_lib.read(_ROWS)}
-  for test in tests:
-    for method in methods:
-      wanted = args.methods or test in _OF_ALL or method in _FAMILIES
-      if not wanted or (test, method) in there:
-        continue
-      passed, failures, seconds = run(test, known[method])
-      row = dict(zip(_FIELDS, (test, method, passed, seconds, failures, git())))
-      rows_lib.append(_ROWS, _FIELDS, row)
-      print(json.dumps(row), flush=True)
+  wanted = [
+    (test, method)
+    for test in tests
+    for method in methods
+    if (args.methods or test in _OF_ALL or method in _FAMILIES)
+    and (test, method) not in there
+  ]
+  commit = git()
+  with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    runs = {pool.submit(run, t, known[m]): (t, m) for t, m in wanted}
+    try:
+      for done in concurrent.futures.as_completed(runs):
+        passed, failures, seconds = done.result()
+        row = (*runs[done], passed, seconds, failures, commit)
+        row = dict(zip(_FIELDS, row))
+        rows_lib.append(_ROWS, _FIELDS, row)
+        print(json.dumps(row), flush=True)
+    finally:  # Ctrl-C is not answered by the next
+      pool.shutdown(cancel_futures=True)
   if any(row["passed"] != "True" for row in rows_lib.read(_ROWS)):
     raise SystemExit(1)
 

@@ -7,8 +7,9 @@ SimCLR's, the ratio of the medians; and what the passes through the networks
 predict: their matrix products and convolutions are counted, those of forward
 and of backward passes apart, each as often and as large as the crops and
 visible tokens have them. A forward pass takes less time for its products than
-a backward pass, which is measured on the encoder alone; so are the views, which
-come on top. Writes `docs/steps.md` and prints a JSON line a method.
+a backward pass, and an image more in a pass of many, whose activations are
+farther away; both are measured on the encoder alone, and so are the views,
+which come on top. Writes `docs/steps.md` and prints a JSON line a method.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import json
 import os
 import statistics
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from benchmarks import league
 from benchmarks import loop  # which sets the CPU up, before jax starts
@@ -37,10 +40,14 @@ Made by `python -m benchmarks.steps`: batches of 256 Fashion-MNIST images on
 GFLOP of the forward and of the backward passes; the ratio to SimCLR's step with
 the same encoder.
 
-A third of an encoder's products are the forward pass's; of the time on 512
-images it takes {resnet:.0%} with the ResNet and {vit:.0%} with the ViT. The
-ratio is predicted from SimCLR's step, the products of a method's forward and
-backward passes at these two rates, and the time of its views.
+The ratio is predicted from SimCLR's step, the products of a method's forward
+and backward passes, the images of each, and the time of its views. Of the
+encoders alone: a third of their products are the forward pass's, of the time on
+512 images it takes {resnet.forward:.0%} with the ResNet, {vit.forward:.0%} with
+the ViT; and in passes of 256 and of 1,024 images one takes {resnet.told} of its
+time in one of 512 with the ResNet, {vit.told} with the ViT. SimCLR has a pass
+of 512, methods that take the views apart have passes of 256, and rotation has
+one of 1,024.
 MAE and I-JEPA move tokens about, which are not products; CPC convolves 6,400
 images of 8 x 8, whose maps end at 1 x 1.
 
@@ -62,8 +69,8 @@ def build(path, encoder=None):
   return run_lib.build(config)
 
 
-def measure(path, part, steps, rounds):
-  """A row for the method of a config; `part`: see `forward_part`."""
+def measure(path, alone, steps, rounds):
+  """A row for the method of a config; `alone`: what `of_encoder` gave."""
   run = build(path)
   base = league.configs()["simclr"]
   if run.config.encoder.name == "vit":
@@ -73,8 +80,10 @@ def measure(path, part, steps, rounds):
   times = [[way(steps) for way in timed] for _ in range(rounds)]
   step, of_simclr, own, its = map(statistics.median, zip(*times))
   (forward, backward), products = passes(run), passes(other)
+  part = alone.forward
   cost = lambda f, b: 2 * part * f + (1 - part) * b  # twice the products back
   of_passes = (of_simclr - its) * cost(forward, backward) / cost(*products)
+  of_passes *= alone.slower(images(run)) / alone.slower(images(other))
   ratio, predicted = step / of_simclr, (own + of_passes) / of_simclr
   return {
     "method": run.config.method.name,
@@ -111,28 +120,75 @@ def views(run):
   return mean
 
 
-def forward_part(path, rounds):
-  """The forward pass's of the time of an encoder's two."""
+def images(run):
+  """Of each pass through the encoder in a step's way forward.
+
+  Those of smaller crops count as their share of an image.
+  """
+  kind, seen = type(run_lib.make_encoder(run.config)), []
+  batch, (height, width, _) = run.config.batch_size, run.source.shape
+
+  def note(call, args, kwargs, context):
+    if isinstance(context.module, kind) and context.method_name == "__call__":
+      n, h, w, _ = args[0].shape
+      if n >= batch:  # else it asks for a shape
+        seen.append(n * h * w / (height * width))
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(note):
+    plan.model_flops(run, forward=True)
+  return seen
+
+
+class Alone(NamedTuple):
+  """An encoder by itself: the forward pass's of the time of its two, and the
+  seconds an image by the images of a pass, over those of 512."""
+
+  forward: float
+  seconds: dict[int, float]
+
+  def slower(self, passes):
+    """How much longer an image takes, on average, than in a pass of 512."""
+    logs = np.log(list(self.seconds))
+    each = np.interp(np.log(passes), logs, list(self.seconds.values()))
+    return np.average(each, weights=passes)
+
+  @property
+  def told(self):
+    few, _, many = self.seconds
+    return f"{self.seconds[few]:.0%} and {self.seconds[many]:.0%}"
+
+
+def of_encoder(path, rounds):
+  """Measures the encoder of a config in passes of 256, 512 and 1,024."""
   encoder = run_lib.make_encoder(config_lib.load(path, []))
-  x = jax.random.normal(jax.random.key(0), (512, 28, 28, 1))
-  params, stats = linen.init(encoder, jax.random.key(0), x[:2])
+  every = jax.random.normal(jax.random.key(0), (1024, 28, 28, 1))
+  params, stats = linen.init(encoder, jax.random.key(0), every[:2])
 
   def forward(params, x):
     out, _ = linen.apply(encoder, params, stats, x, train=True)
     return out["pooled"].sum()
 
-  def seconds(function):
+  def seconds(function, x):
     start = time.perf_counter()
     jax.block_until_ready(function(params, x))
     return time.perf_counter() - start
 
   ways = jax.jit(forward), jax.jit(jax.value_and_grad(forward))
-  times = [[seconds(way) for way in ways] for _ in range(1 + rounds)]
-  one, both = map(statistics.median, zip(*times[1:]))  # the first compiles
-  return one / both
+  batches = [every[:n] for n in (256, 512, 1024)]
+  times = [
+    [[seconds(way, x) for way in ways] for x in batches]
+    for _ in range(1 + rounds)
+  ]
+  times = np.median(times[1:], axis=0)  # the first compiles
+  one, both = times[1]
+  each = {
+    len(x): t / len(x) / (both / 512) for x, (_, t) in zip(batches, times)
+  }
+  return Alone(one / both, each)
 
 
-def table(rows, parts):
+def table(rows, alone):
   lines = [
     f"| {r['method']} | {r['encoder']} | {r['step_s']:.2f} "
     f"| {1000 * r['views_s']:.0f} ms | {r['forward_gflop']:.0f} "
@@ -140,7 +196,7 @@ def table(rows, parts):
     f"| {round(100 * r['off']):+d} % |"
     for r in rows
   ]
-  head = _HEAD.format(cpus=len(os.sched_getaffinity(0)), **parts)
+  head = _HEAD.format(cpus=len(os.sched_getaffinity(0)), **alone)
   return head + "\n".join(lines) + "\n"
 
 
@@ -153,15 +209,15 @@ def main():
   known = league.configs()
   names = [m for m in args.methods.split(",") if m] or list(known)
   paths = {"resnet": known["simclr"], "vit": known["mocov3"]}
-  parts = {name: forward_part(path, 5) for name, path in paths.items()}
+  alone = {name: of_encoder(path, 5) for name, path in paths.items()}
   rows = []
   for name in names:
     kind = "vit" if "_vit_" in known[name] else "resnet"
-    rows.append(measure(known[name], parts[kind], args.steps, args.rounds))
+    rows.append(measure(known[name], alone[kind], args.steps, args.rounds))
     print(json.dumps(rows[-1]), flush=True)
   if not args.methods:
     with open(_TABLE, "w") as f:
-      f.write(table(rows, parts))
+      f.write(table(rows, alone))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def multihost(trial, **unused):
   seconds = round(time.perf_counter() - start, 1)
   trial.say(f"one was killed after step {target}; {trial.steps('killed')}")
   trial.expect("the other ends, and not well", survivor != 0, survivor)
-  trial.expect("soon", seconds < 3 * _HEARTBEAT, f"{seconds} s")
+  in_time = seconds < _HEARTBEAT + 5  # and the time that it takes to end
+  trial.expect("within the heartbeat", in_time, f"{seconds} s")
   again = trial.end_both(trial.start_both("killed", *slow), "killed")
   statuses = [ended.status for ended in again]
   trial.expect("a restart goes on to the end", statuses == [0, 0], statuses)

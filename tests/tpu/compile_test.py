@@ -22,7 +22,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.py")))
 # What is whitened, and KoLeo's groups, must part the batch.
 BATCHES = {"wmse": 256, "dinov2": 64}
-EXAMPLES = {"folder:imagenet100": 126_689}
+EXAMPLES = {
+  "folder:imagenet100": 126_689,
+  "bible": 7_249,
+  "wordnet_glosses": 16_784,
+}
 
 
 def test_a_second_process_plans_at_the_same_time():
