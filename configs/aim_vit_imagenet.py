@@ -4,6 +4,9 @@ El-Nouby et al. 2024, of which apple/ml-aim has the trunk: the recipe is as
 remembered of the paper's appendix, not read again, and theirs trains on two
 billion images of DFN-2B+, of which ImageNet is a part. Theirs reaches 78.5 and
 79.4 (last and best layers) in an attentive probe. Not yet reproduced.
+
+Images are fitted to 256 x 256 on the host, where the authors crop from the
+whole picture.
 """
 
 from ssljax import config as config_lib

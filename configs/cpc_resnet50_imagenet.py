@@ -5,7 +5,8 @@ published, and their own network is wider and deeper. Theirs reaches 63.8 with a
 ResNet-50 in a linear probe. Not yet reproduced.
 
 They augment every patch by itself, and average the weights over updates, which
-this does not.
+this does not. Images are fitted to 300 x 300 on the host, where they crop from
+the whole picture.
 """
 
 from ssljax import config as config_lib

@@ -5,7 +5,8 @@ the rate 2e-3. Theirs reaches 84.2 fine-tuned. Not yet reproduced.
 
 Their attention drops 5 percent of its weights, which ours cannot; their colours
 are jittered before the crop, ours after it. Their `--warmup_lr` reaches no
-schedule: the rate starts at zero.
+schedule: the rate starts at zero. Their teacher runs in float32. Images are
+fitted to 256 x 256 on the host, where the authors crop from the whole picture.
 """
 
 from ssljax import config as config_lib

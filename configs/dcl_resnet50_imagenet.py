@@ -1,7 +1,8 @@
 """DCL on ImageNet with ResNet-50, small batches.
 
 Yeh et al. 2021, arXiv:2110.06848, train SimCLR's network and views with batches
-of 256 for 200 epochs; they published no code. The optimiser is the one that
+of 256 for 200 epochs; they published no code. Encoder and views are SimCLR's,
+the head that of their reference for CIFAR-10. The optimiser is the one that
 lightly-ai/lightly `benchmarks/imagenet/resnet50/dcl.py` has for it: LARS, the
 rate 0.075 times the square root of the batch, decay 1e-6, ten epochs of
 warm-up. Not yet reproduced.

@@ -1,6 +1,7 @@
 """GPT-2, the smallest of 124M parameters, by Radford et al. 2019.
 
-512 rows of 1,024 tokens a step, as the paper says. It leaves the rate open
+512 rows of 1,024 tokens a step, as the paper says; each token but the last has
+a target, where nanoGPT's rows have one more. The paper leaves the rate open
 ("manually tuned"), and so the rate, the warm-up and the decay are those of the
 first GPT (Radford et al. 2018, section 4.1), which trained 100 epochs; a
 million steps are a choice of ours. On OpenWebText others' reach 2.85 nats a

@@ -11,7 +11,8 @@ warm-up, 10 epochs, and the projector's hidden widths, those of `MINIMAL.md`,
 are ours to answer for. Not yet reproduced.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
-whole picture. Local views are not solarised, where theirs are.
+whole picture. Local views are not solarised, where theirs are; blur kernels are
+those of `MINIMAL.md`, whose layer of 512 before the projector is left out.
 """
 
 from ssljax import config as config_lib
@@ -30,7 +31,9 @@ def get_config(arg=None):
     size=(224, 224),
     eval_crop=0.875,
     area=(0.3, 1.0),
+    interpolation="bilinear",
     blur_p=0.5,
+    blur_kernel=7,
     solarize_p=0.2,
     local_views=6,
     local_size=(98, 98),

@@ -4,6 +4,9 @@ rbalestr-lab/lejepa `MINIMAL.md`: batch 256, 800 epochs, four views, lambda
 0.02, 256 slices, projections of 16, AdamW with the rate 2e-3. Theirs reaches
 90.7 by an online linear probe, which sits on a layer of 512 that this has not.
 Their schedule ends at 1e-3. Not yet reproduced.
+
+Images are fitted to 160 x 160 on the host, where the authors crop from the
+whole picture.
 """
 
 from ssljax import config as config_lib

@@ -5,7 +5,8 @@ reach 60.8 (v1) and 67.5 (v2) by a linear probe. Not yet reproduced here: 8
 GPUs for some two days.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
-whole picture; v1's views are greyed after the jitter, theirs before.
+whole picture; v1's views are greyed after the jitter, theirs before. Their
+cosine (v2) changes the rate by the epoch, ours by the step.
 """
 
 from ssljax import config as config_lib

@@ -2,7 +2,8 @@
 
 google-research/simclr: batch 4096, 100 epochs, LARS with the rate 0.075 times
 the square root of the batch, temperature 0.1. Theirs reach 64.5 (100 epochs,
-v1 head) by a linear probe. Not yet reproduced here: 128 TPU cores.
+v1 head, of March 2020; since June the README's command has the head of `v2`) by
+a linear probe. Not yet reproduced here: 128 TPU cores.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
 whole picture; contrast and saturation are torchvision's.

@@ -4,7 +4,8 @@ microsoft/SimMIM `configs/vit_base__800ep`: batch 2048, 800 epochs, AdamW with
 the rate 1e-4 for each 512 examples, a tenth of it from epoch 700 on. Theirs
 reaches 83.8 fine-tuned. Not yet reproduced.
 
-Keys have no bias there, which changes nothing.
+Keys have no bias there, which changes nothing. Images are fitted to 256 x 256
+on the host, where the authors crop from the whole picture.
 """
 
 from ssljax import config as config_lib

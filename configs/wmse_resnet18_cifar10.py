@@ -4,9 +4,11 @@ vturrisi/solo-learn `scripts/pretrain/cifar/wmse.yaml`: 1000 epochs of batches
 of 256, Adam. Not yet reproduced.
 
 Their loss sends no gradient into the second view, which W-MSE's authors' does,
-and this. `authors` is htdt/self-supervised's own: batches of 512, the rate
+and this; their projector takes the views one by one, the authors' and this both
+together. `authors` is htdt/self-supervised's own: batches of 512, the rate
 3e-3, then a fifth in the last 50 and again in the last 25 epochs. They jitter
-before they crop, and we after.
+before they crop, and we after; their first convolution starts as torch's does,
+ours as the others.
 """
 
 from ssljax import config as config_lib

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ssljax import errors
+from ssljax.models import gpt
 from ssljax.models import heads
 from ssljax.models import resnet
 from ssljax.models import vit
@@ -482,6 +483,43 @@ def test_bfloat16(make):
   assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(half))
   error = np.abs(full["pooled"] - half["pooled"]).max()
   assert 0 < error < 0.1 * np.abs(full["pooled"]).max()
+
+
+def test_solo_learns_stem_starts_as_torchs_layers():
+  x = jnp.zeros((1, 32, 32, 3))
+  start = lambda stem: resnet.make(variant="18", stem=stem).init(
+    jax.random.key(0), x, train=False
+  )["params"]["conv1"]["kernel"]
+  kernel = start("cifar_pad2")
+  assert 0.9 * 27**-0.5 < np.abs(kernel).max() <= 27**-0.5
+  np.testing.assert_allclose(kernel.std(), (3 * 27) ** -0.5, rtol=0.05)
+  np.testing.assert_allclose(
+    start("cifar").std(), (2 / (9 * 64)) ** 0.5, rtol=0.05
+  )
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("kind", [vit, gpt])
+def test_small_branches_are_not_lost_in_bfloat16(kind, scan):
+  make = lambda dtype: kind.make(
+    variant="Mu/2" if kind is vit else "Mu", scan=scan, dtype=dtype
+  )
+  x = images() if kind is vit else jnp.arange(8)[None]
+  variables = make(jnp.float32).init(jax.random.key(0), x, train=False)
+  small = lambda path, w: (
+    1e-4 * w if {"proj", "fc2"} & {p.key for p in path} else w
+  )
+  variables = jax.tree_util.tree_map_with_path(small, variables)
+
+  def added(dtype):
+    """What the second block adds to the stream."""
+    out = apply(make(dtype), variables, x, layers=(0, 1))["layers"]
+    assert all(p.dtype == jnp.float32 for p in out)
+    return out[1] - out[0]
+
+  full, half = map(added, (jnp.float32, jnp.bfloat16))
+  assert 0 < np.abs(full).max() < 1e-2
+  assert np.linalg.norm(half - full) < 0.1 * np.linalg.norm(full)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

@@ -79,7 +79,8 @@ class Bert(nn.Module):
     dropout: of embeddings, branches and attention weights, in training.
     scan: one compiled block for all; its parameters get an axis [depth] first.
     remat: what blocks keep for the way back, a name of `remat.py`.
-    dtype: of the computation; norms and softmax are float32.
+    dtype: of the products; norms, softmax and the stream that the branches are
+      added to are float32.
     axis_name: that heads take for their batch norm; here there is none.
   """
 
@@ -149,11 +150,10 @@ class Bert(nn.Module):
           x, attention_mask, text.fold(key, i)
         )
         streams.append(x)
-    x = x.astype(jnp.float32)
     return {
       "pooled": x[:, 0],
       "tokens": x,
-      "layers": tuple(streams[i].astype(jnp.float32) for i in layers),
+      "layers": tuple(streams[i] for i in layers),
     }
 
   def _embed(self, x, kinds):
@@ -163,7 +163,7 @@ class Bert(nn.Module):
     out += table(jnp.arange(first, first + t))
     kinds = jnp.zeros_like(x) if kinds is None else kinds
     out += text.embed(self.kinds, self.dim, "kind_embed")(kinds)
-    return vit.norm("norm", self.epsilon)(out).astype(self.dtype)
+    return vit.norm("norm", self.epsilon)(out)
 
 
 class Block(nn.Module):
@@ -180,7 +180,7 @@ class Block(nn.Module):
     """`key` [b] drops; None drops nothing."""
     d = x.shape[-1]
     drop = lambda y, i: text.dropout(y, text.fold(key, i), self.dropout)
-    norm = lambda y, name: vit.norm(name, self.epsilon)(y).astype(self.dtype)
+    norm = lambda y, name: vit.norm(name, self.epsilon)(y)
     dense = lambda width, name: vit.dense(
       width, self.dtype, name, kernel_init=text.normal
     )

@@ -20,7 +20,7 @@ class Decoder(nn.Module):
     dim: width of the tokens.
     depth: number of blocks.
     heads: of the attention.
-    dtype: of the computation; norms and softmax are float32.
+    dtype: of the products; norms, softmax and the stream are float32.
   """
 
   grid: tuple[int, int]
@@ -48,8 +48,8 @@ class Decoder(nn.Module):
     visible = jax.nn.one_hot(restore, tokens.shape[1], dtype=self.dtype)
     x = jnp.matmul(visible, embed(tokens), precision=jax.lax.Precision.HIGHEST)
     masked = (restore >= tokens.shape[1])[..., None]
-    x = jnp.where(masked, mask_token.astype(x.dtype), x)
-    x = x + jnp.asarray(vit.sincos2d(self.dim, *self.grid), x.dtype)
+    x = jnp.where(masked, mask_token, x)
+    x = x + jnp.asarray(vit.sincos2d(self.dim, *self.grid))
     if class_token is not None:  # its position is zero
       x = jnp.concatenate([embed(class_token[:, None]), x], axis=1)
     for i in range(self.depth):

@@ -69,7 +69,8 @@ class GPT(nn.Module):
     dropout: of embeddings, branches and attention weights, in training.
     scan: one compiled block for all; its parameters get an axis [depth] first.
     remat: what blocks keep for the way back, a name of `remat.py`.
-    dtype: of the computation; norms and softmax are float32.
+    dtype: of the products; norms, softmax and the stream that the branches are
+      added to are float32.
     axis_name: that heads take for their batch norm; here there is none.
   """
 
@@ -107,14 +108,14 @@ class GPT(nn.Module):
     init = nn.initializers.normal(0.01)
     positions = text.embed(self.positions, self.dim, "pos_embed", init)
     y = text.embed(self.vocab, self.dim, "token_embed")(x)
-    y = (y + positions(place + jnp.arange(x.shape[1]))).astype(self.dtype)
+    y = y + positions(place + jnp.arange(x.shape[1]))
     y = text.dropout(y, text.fold(key, self.depth), self.dropout)
     y, streams, past = self._blocks(y, attention_mask, key, cache, layers)
     y = _norm("norm")(y)
     out = {
       "pooled": y[:, -1],
       "tokens": y,
-      "layers": tuple(s.astype(jnp.float32) for s in streams),
+      "layers": tuple(streams),
     }
     if cache is not None:
       out["cache"] = dict(zip("kv", past), place=place + x.shape[1])

@@ -21,7 +21,7 @@ class Blocks(nn.Module):
     dim: width.
     depth: number of blocks.
     heads: of the attention.
-    dtype: of the computation; norms and softmax are float32.
+    dtype: of the products; norms, softmax and the stream are float32.
   """
 
   grid: tuple[int, int]
@@ -45,10 +45,10 @@ class Blocks(nn.Module):
     layer = lambda width, name: vit.dense(
       width, self.dtype, name, kernel_init=vit_init.normal
     )
-    positions = jnp.asarray(vit.sincos2d(self.dim, *self.grid), self.dtype)
+    positions = jnp.asarray(vit.sincos2d(self.dim, *self.grid))
     x = layer(self.dim, "embed")(tokens.astype(self.dtype)) + positions[places]
     token = self.param("mask_token", vit_init.normal, (1, self.dim))
-    y = token.astype(x.dtype) + positions[targets]
+    y = token + positions[targets]
     # Each target with the context, as an example of its own.
     join = lambda x, y: jnp.concatenate(
       [jnp.repeat(x, t, axis=0), y.reshape(b * t, m, *y.shape[3:])], axis=1
@@ -81,7 +81,7 @@ class MLPs(nn.Module):
     out_dim: width of the prediction, p*p*c.
     dim: width.
     depth: number of blocks.
-    dtype: of the computation; norms are float32.
+    dtype: of the products; norms and the stream are float32.
   """
 
   grid: tuple[int, int]
@@ -97,7 +97,7 @@ class MLPs(nn.Module):
       width, self.dtype, name, bias=False, **options
     )
     x = layer(self.dim, "embed")(tokens.astype(self.dtype))
-    x = x + jnp.asarray(vit.sincos2d(self.dim, *self.grid), x.dtype)
+    x = x + jnp.asarray(vit.sincos2d(self.dim, *self.grid))
     for i in range(self.depth):
       y = vit.norm(f"norm{i}")(x).astype(self.dtype)
       y = vit.gelu(layer(4 * self.dim, f"block{i}_fc1")(y), "exact")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ssljax import errors
 from ssljax.models import norm as norms
 from ssljax.models import remat
+from ssljax.models import vit_init
 
 _STAGES = {
   "6": (1, 1),
@@ -61,8 +62,8 @@ class ResNet(nn.Module):
       one block, for tiny images.
     width: channels of the first stage; 64 is the paper's.
     stem: "imagenet" (7 x 7 of stride 2, max pool), "cifar" (3 x 3),
-      "cifar_pad2" (solo-learn's: padded by 2, a map that is 2 wider) or "small"
-      (3 x 3 of stride 2, a quarter of the work of "cifar").
+      "cifar_pad2" (solo-learn's: padded by 2, a map that is 2 wider, begun as
+      torch's are) or "small" (3 x 3 of stride 2, a quarter of "cifar"'s work).
     zero_init_residual: the last norm of each block starts at zero (Goyal et al.
       2017, arXiv:1706.02677), as SimCLR's authors have it.
     norm: "batch", or "layer" over pixels and channels of an image, with a scale
@@ -154,8 +155,15 @@ class ResNet(nn.Module):
         f"unknown stem {self.stem!r}: choose among {', '.join(_STEMS)}"
       )
     side, stride, padding = _STEMS[self.stem]
+    # solo-learn makes it anew after torchvision has drawn the others.
+    start = {"kernel_init": vit_init.TORCH} if self.stem == "cifar_pad2" else {}
     x = conv(
-      self.width, (side, side), strides=stride, padding=padding, name="conv1"
+      self.width,
+      (side, side),
+      strides=stride,
+      padding=padding,
+      name="conv1",
+      **start,
     )(x)
     x = nn.relu(norm(name="bn1")(x))
     if self.stem == "imagenet":

@@ -101,7 +101,9 @@ class ViT(nn.Module):
       "dino", "dinov2", "ijepa" or "beit".
     scan: one compiled block for all; its parameters get an axis [depth] first.
     remat: what blocks keep for the way back, a name of `remat.py`.
-    dtype: of the computation; norms and softmax are float32.
+    dtype: of the products; norms, softmax and the stream that the branches are
+      added to are float32, as under torch's autocast: a small branch would be
+      lost beside it.
     axis_name: that heads take for their batch norm; here there is none.
   """
 
@@ -164,14 +166,14 @@ class ViT(nn.Module):
       attention_mask = relative.masked(logits, attention_mask)
     x = self._patch_tokens(x, keep, mask)
     extra = jnp.broadcast_to(extra, (x.shape[0], *extra.shape))
-    x = jnp.concatenate([extra.astype(x.dtype), x], axis=1)
+    x = jnp.concatenate([extra, x], axis=1)
     x, streams = self._blocks(x, scales, attention_mask, layers)
     x = norm("norm")(x)
     tokens = x[:, first:]
     return {
       "pooled": x[:, 0] if self.pool == "cls" else tokens.mean(axis=1),
       "tokens": tokens,
-      "layers": tuple(s[:, first:].astype(jnp.float32) for s in streams),
+      "layers": tuple(s[:, first:] for s in streams),
     }
 
   def _extra_tokens(self):
@@ -212,13 +214,13 @@ class ViT(nn.Module):
       mask = mask if mask is None else jnp.take_along_axis(mask, keep, axis=1)
     init = vit_init.get(self.weight_init)
     x = dense(self.dim, self.dtype, "patch_embed", kernel_init=init.patch)(x)
+    x = x.astype(jnp.float32)
     if self.embed_norm:
-      x = norm("embed_norm")(x).astype(self.dtype)
+      x = norm("embed_norm")(x)
     if self.mask_token:
       token = self.param("mask_token", init.mask_token, (1, self.dim))
-      token = token.astype(x.dtype)
       x = x if mask is None else jnp.where(mask[..., None], token, x)
-    return x + positions.astype(x.dtype)
+    return x + positions
 
   def _positions(self, h, w):
     """[h*w dim], interpolated where they were learned for another grid."""
@@ -307,10 +309,11 @@ class Block(nn.Module):
       )
 
     def branch(y, i):
+      y = y.astype(x.dtype)
       if self.layer_scale is not None:
         init = nn.initializers.constant(self.layer_scale)
-        y = y * self.param(f"scale{i + 1}", init, (d,)).astype(y.dtype)
-      return y if scale is None else y * scale[:, i, None, None].astype(y.dtype)
+        y = y * self.param(f"scale{i + 1}", init, (d,))
+      return y if scale is None else y * scale[:, i, None, None]
 
     layer = functools.partial(dense, dtype=self.dtype, bias=self.bias)
 
