@@ -10,7 +10,7 @@ _HEARTBEAT = 10  # seconds
 
 def multihost(trial, **unused):
   """Two processes: the numbers of one; and one of them is killed."""
-  slow = trial.slow
+  slow = ("--config.steps=24", "--config.checkpoint.every_steps=8", *trial.slow)
   one = trial.run("one", "--config.mesh.data=2", *slow, devices=2).figures
   both = trial.end_both(trial.start_both("two", *slow), "two")
   statuses = [ended.status for ended in both]
