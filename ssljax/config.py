@@ -394,14 +394,15 @@ _RANGES = (
     "from 0 to 1",
   ),
   (
-    r"encoder\.(drop_path|dropout)",
+    r"encoder\.(drop_path|dropout)|optimizer\.(b1|b2|momentum)",
     lambda x: 0 <= x < 1,
     "0 or more, below 1",
   ),
   (
     r"method\.\w*(weight|queue_size|epochs?)|encoder\.registers|"
     r"augment\.strength|eval\.every_epochs|watchdog_s|"
-    r"schedule\.(end|warmup_init)|optimizer\.learning_rate",
+    r"schedule\.(end|warmup_init|factor)|"
+    r"optimizer\.(learning_rate|weight_decay_end|eps|eeta|trust_coefficient)",
     lambda x: 0 <= x < math.inf,
     "0 or more",
   ),

@@ -60,6 +60,11 @@ def train(config, workdir: str) -> dict:
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
+  step_fn = compile_step(run)
+  if not checkpoint.steps_in(folder):
+    # What the step alone tells of a mistake, before anything is written.
+    batch, key = run_lib.abstract_batch(run), jax.random.key(0)
+    jax.eval_shape(step_fn, run.abstract_state, batch, key)
   with _claimed(run, workdir):
     checkpoint.require_room(workdir, run.abstract_state)
     checkpoints = checkpoint.Checkpoints(folder, keep=config.checkpoint.keep)
@@ -70,7 +75,6 @@ def train(config, workdir: str) -> dict:
       state = first_state(run)
       if run.config.init_from:  # the other run may go on, or be removed
         checkpoints.save(0, state)
-    step_fn = compile_step(run)
     log = log_lib.Log(
       run,
       _own_folder(workdir),

@@ -151,6 +151,8 @@ WRONG = {
   "optimizer.dampening=0.1": "optimizer sgd has no 'dampening'",
   "optimizer.moment_dtype=bf16": "moment_dtype='bf16': give 'bfloat16'",
   "optimizer.learning_rate=-1.0": "learning_rate=-1.0: give 0 or more",
+  "optimizer.momentum=-1.0": "momentum=-1.0: give 0 or more, below 1",
+  "schedule.factor=-1.0": "schedule.factor=-1.0: give 0 or more",
   "optimizer.clip_global_norm=-1": "clip_global_norm=-1: give 0 or more",
   "optimizer.weight_decay_end=abc": "sgd: weight_decay_end='abc' is not float",
   "optimizer.layer_decay=0.5": "for encoders of blocks, and this one has none",

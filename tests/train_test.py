@@ -145,6 +145,11 @@ def test_a_run_starts_from_another_with_an_optimizer_of_its_own(
   fewer = config_lib.load(config, [*flags, "--config.encoder.pos=sincos2d"])
   with pytest.raises(errors.UserError, match="pos.* there and is not here"):
     train.train(fewer, str(tmp_path / "fewer"))
+  # What the step's trace alone tells: nothing is saved, which would be a run.
+  torn = config_lib.load(config, [*flags, "--config.method.blocks=3"])
+  with pytest.raises(errors.UserError, match="blocks=3"):
+    train.train(torn, str(tmp_path / "torn"))
+  assert not (tmp_path / "torn" / "checkpoints").exists()
   nowhere = config_lib.load(config, [*flags, "--config.init_from=/nowhere"])
   missing = "no checkpoint in /nowhere/.* --config.init_from"
   with pytest.raises(errors.UserError, match=missing):
