@@ -57,7 +57,7 @@ def make(
       authors' never do.
     max_context: part of the patches that a context may have; of larger ones the
       last are left out. The authors cut those of a GPU's batch to the shortest,
-      0.27 on average with 128 images of 16 x 16 patches.
+      0.27 on average for 128 images of 16 x 16 patches.
     predictor_dim: width of the predictor.
     predictor_depth: its number of blocks.
     predictor_heads: of its attention; None is the encoder's.
