@@ -30,7 +30,7 @@ trains, compiled for chips that were not there. Nothing here was run on one.
 Memory is the compiler's, of one chip at its peak. FLOPs and wire are what a
 step takes at the least by each; FLOPs are the method's own, without
 augmentation. HBM is what the compiler's program moves, which at O0, its quick
-level, is 1.6 to 5.5 times what a run's does, so it does not count here. The
+level, is 1.7 to 5.5 times what a run's does, so it does not count here. The
 time of a step assumes {mfu:.0%} of the chips' peak FLOPs, or is that of the
 wire where that is longer; chip-hours are for the whole schedule. The objective
 sees arrays of the global batch: its negatives, targets or Sinkhorn's rows are

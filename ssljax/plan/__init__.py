@@ -54,7 +54,7 @@ def plan(
     mfu: the share of the chips' peak at which model FLOPs are done.
     effort: of XLA's TPU compiler, O0 to O3, or "default", which is training's
       and may take several times as long. O0 is the quickest. Its peak memory is
-      some percent more or less than a run's, and it moves 1.6 to 5.5 times as
+      some percent more or less than a run's, and it moves 1.7 to 5.5 times as
       much through HBM (README); so that counts for `bound` and `step_s` of
       "default" alone.
     examples: of the dataset, where they are not known here.
