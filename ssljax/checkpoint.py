@@ -61,7 +61,9 @@ class Checkpoints:
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     if not read_only:
       newest = sharding.by_first(lambda: _set_aside(self._directory))
-      self._wrong[newest] = None
+      # The others need not read it all again.
+      whole = sharding.of_first(-1 if newest is None else newest)
+      self._wrong[int(whole)] = None
     options = ocp.CheckpointManagerOptions(
       cleanup_tmp_directories=not read_only,
       read_only=read_only,

@@ -359,19 +359,20 @@ def embed(run: run_lib.Run, state: core.TrainState, source) -> dict:
   size = run.config.eval.batch_size
   size += -size % run.mesh.devices.size
   place = sharding.by_example(run.mesh)
+  own = sharding.rows(run.mesh, size)
   order, rows = source.order(), []
   for start in range(0, len(source), size):
-    places = np.arange(start, start + size)
-    batch = source.read(order[np.minimum(places, len(source) - 1)])
-    batch = source.cut(batch)
+    indices = order[np.minimum(start + np.arange(size), len(source) - 1)]
+    batch = source.cut(source.read(indices[own]), indices)
+    batch = sharding.put_parts(batch, place)
     example = {k: batch.pop(k) for k in source.example}
-    pooled = run.embed(state, sharding.put(example, place))
+    pooled = run.embed(state, example)
     if rows:  # one batch late: the device has the next, and no more
-      rows[-1]["pooled"] = np.asarray(rows[-1]["pooled"])
+      rows[-1] = jax.tree.map(sharding.gather, rows[-1])
     rows.append({"pooled": pooled, **batch})
+  rows[-1] = jax.tree.map(sharding.gather, rows[-1])
   back = np.argsort(order)
-  stack = lambda *x: np.concatenate([np.asarray(a) for a in x])[back]
-  return jax.tree.map(stack, *rows)
+  return jax.tree.map(lambda *x: np.concatenate(x)[back], *rows)
 
 
 def knn(run: run_lib.Run, state: core.TrainState, sets) -> float:

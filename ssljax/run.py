@@ -415,7 +415,8 @@ def make_refresh(run: Run) -> Callable | None:
       for batch in stream.in_order(
         run.source,
         batch_size=run.config.batch_size,
-        to_device=lambda batch: sharding.put(batch, cut),
+        to_device=lambda batch: sharding.put_parts(batch, cut),
+        rows=sharding.rows(run.mesh, run.config.batch_size),
       ):
         given = function(views[train](batch, read_rng))
         yield sharding.gather(batch["index"]), sharding.gather(given)
@@ -427,8 +428,10 @@ def make_refresh(run: Run) -> Callable | None:
       raise ValueError("refresh gave other arrays than it was given")
     # As restored ones are: a weak type would compile the step again.
     strong = lambda x: jax.lax.convert_element_type(x, x.dtype)
+    # What each process computed by itself may differ in the last digit.
     params, method_state = jax.device_put(
-      jax.tree.map(strong, new), (places.params, places.method_state)
+      sharding.of_first(jax.tree.map(strong, new)),
+      (places.params, places.method_state),
     )
     return state._replace(params=params, method_state=method_state)
 

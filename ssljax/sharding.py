@@ -58,11 +58,23 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def of_first(value: bool) -> bool:
-  """What the first process says, on all of them."""
+def of_first(tree):
+  """The first process's numbers and arrays, on all of them.
+
+  Arrays over the devices of several are the same on all, and stay.
+  """
   if jax.process_count() == 1:
-    return value
-  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return tree
+  leaves, structure = jax.tree.flatten(tree)
+  own = {
+    i: np.asarray(leaf)
+    for i, leaf in enumerate(leaves)
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+  }
+  own = multihost_utils.broadcast_one_to_all(own)
+  return structure.unflatten(
+    [own.get(i, leaf) for i, leaf in enumerate(leaves)]
+  )
 
 
 def by_first(function: Callable):
@@ -80,7 +92,7 @@ def by_first(function: Callable):
       told = e
   kinds = (None, errors.UserError, errors.SafeStop)
   which = 1 + isinstance(told, errors.SafeStop) if told else 0
-  kind = kinds[int(multihost_utils.broadcast_one_to_all(np.int32(which)))]
+  kind = kinds[int(of_first(which))]
   if told is not None:
     raise told
   if kind is not None:

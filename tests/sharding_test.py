@@ -13,6 +13,7 @@ import pytest
 
 from ssljax import config as config_lib
 from ssljax import errors
+from ssljax import evaluate
 from ssljax import run as run_lib
 from ssljax import sharding
 from ssljax import train
@@ -98,22 +99,91 @@ assert rows.tolist() == [[0, 1, 6, 7], [2, 3, 4, 5]][int(process)], rows
 whole = np.arange(8) * 10
 x = sharding.put_parts(whole[rows], sharding.by_example(mesh))
 assert sharding.gather(x).tolist() == whole.tolist(), sharding.gather(x)
+mine = int(process) + np.arange(3, dtype=np.float32)
+first = sharding.of_first({"step": -1 - int(process), "a": [mine], "x": x})
+assert first["step"] == -1 and first["a"][0].tolist() == [0, 1, 2], first
+assert first["a"][0].dtype == np.float32 and first["x"] is x
 """
 
 
-def test_a_process_has_the_rows_that_its_devices_have():
+def in_two_processes(script, *arguments):
+  """Runs it in two, with two devices each, to which these are given as well."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   flags = "--xla_force_host_platform_device_count=2"
   both = [
     subprocess.Popen(
-      [sys.executable, "-c", _TWO_PROCESSES, address, process],
+      [sys.executable, "-c", script, address, process, *arguments],
       env=os.environ | {"XLA_FLAGS": flags},
     )
     for process in "01"
   ]
   assert [process.wait(120) for process in both] == [0, 0]
+
+
+def test_a_process_has_the_rows_that_its_devices_have():
+  in_two_processes(_TWO_PROCESSES)
+
+
+_EACH_ITS_OWN = """
+import sys
+import numpy as np
+from ssljax import config as config_lib
+from ssljax import evaluate
+from ssljax import run as run_lib
+from ssljax import sharding
+address, process, quick, out = sys.argv[1:]
+sharding.connect(address, 2, int(process))
+run = run_lib.build(config_lib.load(quick, []))
+
+class Counted:
+  def __init__(self, source):
+    self.source, self.rows = source, 0
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getattr__(self, name):
+    return getattr(self.source, name)
+
+  def read(self, indices):
+    self.rows += len(indices)
+    return self.source.read(indices)
+
+def refresh(params, method_state, read, *, rng):
+  places = [index for index, _ in read(lambda batch: batch["views"])]
+  assert sorted(set(np.concatenate(places))) == list(range(len(source)))
+  assert source.rows == len(places) * run.config.batch_size // 2, source.rows
+  mine = np.full_like(method_state["prototypes"], 3 + int(process))
+  return params, method_state | {"prototypes": mine}
+
+source = Counted(run.source)
+method = run.method._replace(refresh=refresh)
+run = run._replace(source=source, method=method)
+state = run_lib.make_refresh(run)(run_lib.init_state(run))
+assert (sharding.gather(state.method_state["prototypes"]) == 3).all()
+test, size = Counted(evaluate.labelled(run, None, "test")), 100
+run.config.eval.batch_size = size
+rows = evaluate.embed(run, state, test)
+assert test.rows == -(-len(test) // size) * size // 2, test.rows
+np.savez(f"{out}{process}.npz", **rows)
+"""
+
+
+def test_each_process_reads_its_own_rows_alone(tmp_path):
+  quick = "configs/deepcluster_v2_resnet18_fashion_mnist.py:quick"
+  in_two_processes(_EACH_ITS_OWN, quick, f"{tmp_path}/")
+  run = run_lib.build(config_lib.load(quick, []))
+  source = evaluate.labelled(run, None, "test")
+  whole = evaluate.embed(run, run_lib.init_state(run), source)
+  assert whole["index"].tolist() == list(range(len(source)))
+  for process in "01":
+    with np.load(f"{tmp_path}/{process}.npz") as rows:
+      assert set(rows) == {"pooled", "index", "label"}
+      np.testing.assert_array_equal(rows["index"], whole["index"])
+      np.testing.assert_array_equal(rows["label"], whole["label"])
+      np.testing.assert_allclose(rows["pooled"], whole["pooled"], atol=1e-5)
 
 
 @pytest.fixture(name="runs", scope="module")

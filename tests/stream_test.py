@@ -112,6 +112,19 @@ def test_threads_keep_the_order_and_resuming_goes_on(weights):
   np.testing.assert_array_equal(part, np.array(expected)[:, [1, 6]])
 
 
+def test_in_order_a_process_reads_its_own_rows():
+  parts = [
+    list(stream.in_order(Uneven(), batch_size=8, rows=np.array(rows)))
+    for rows in ([0, 1, 6, 7], [2, 3, 4, 5])
+  ]
+  whole = list(stream.in_order(Uneven(), batch_size=8))
+  assert len(whole) == -(-N // 8) == len(parts[0]) == len(parts[1])
+  for a, b, both in zip(*parts, whole):
+    expected = both["index"].tolist()
+    assert [*a["index"][:2], *b["index"], *a["index"][2:]] == expected
+  assert whole[-1]["index"].tolist() == [*range(N - N % 8, N), *range(-N % 8)]
+
+
 def test_an_exhausted_iterator_ends():
   assert run(source(), 5, 5) == []
   steps = stream.batches(

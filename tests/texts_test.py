@@ -97,12 +97,15 @@ def test_rows_are_of_one_length_and_cut_behind_the_longest(folder):
   source = open_folder(folder, labels=True, length=40)
   rows = [source.read([i]) for i in source.order()]
   assert {row["tokens"].shape for row in rows} == {(1, 40)}
-  cut = [source.cut(row) for row in rows]
+  cut = [source.cut(row, [i]) for row, i in zip(rows, source.order())]
   lengths = [row["tokens"].shape[1] for row in cut]
   assert lengths == sorted(lengths) and set(lengths) == {16, 32, 40}
   for row, whole in zip(cut, rows):
     assert row["mask"].sum() == whole["mask"].sum()
     assert row["label"] == whole["label"]
+  # A process that has some of a batch's rows cuts them as the others theirs.
+  shortest = source.cut(rows[0], source.order())
+  assert shortest["tokens"].shape == (1, 40)
 
 
 def test_each_feature_has_a_tokenizer_of_its_own(tmp_path):

@@ -55,8 +55,8 @@ class Source:
     """The places 0 to n - 1 in the order in which all are read fastest."""
     return np.arange(len(self))
 
-  def cut(self, batch: dict) -> dict:
-    """A batch that was read, without the padding that its rows share."""
+  def cut(self, batch: dict, indices: np.ndarray) -> dict:
+    """What was read without the padding that all of `indices` have."""
     return batch
 
   def labels(self) -> np.ndarray:
@@ -82,8 +82,8 @@ class Part(Source):
   def read(self, indices):
     return self._source.read(self._places[indices])
 
-  def cut(self, batch):
-    return self._source.cut(batch)
+  def cut(self, batch, indices):
+    return self._source.cut(batch, self._places[indices])
 
 
 class ImageSource(Source):

@@ -120,16 +120,20 @@ def batches(
 
 
 def in_order(
-  source, *, batch_size: int, to_device: Callable = lambda batch: batch
+  source,
+  *,
+  batch_size: int,
+  to_device: Callable = lambda batch: batch,
+  rows: np.ndarray | None = None,
 ) -> Iterator:
   """All examples once, in order, read ahead in threads as by `batches`.
 
   The last batch is filled up with the first examples: all have one shape.
   """
+  own = np.arange(batch_size) if rows is None else rows
 
   def read(i):
-    place = np.arange(i * batch_size, (i + 1) * batch_size) % len(source)
-    return to_device(source.read(place))
+    return to_device(source.read((i * batch_size + own) % len(source)))
 
   return _ahead(read, 0, -(-len(source) // batch_size))
 

@@ -112,9 +112,9 @@ class TextSource(sources.Source):
   def read(self, indices):
     return {k: v[indices] for k, v in self._arrays.items()}
 
-  def cut(self, batch):
-    """Behind its longest row, to a multiple of 16 tokens."""
-    longest = -(-int(batch["mask"].sum(axis=1).max()) // _STEP) * _STEP
+  def cut(self, batch, indices):
+    """Behind the longest row, to a multiple of 16 tokens."""
+    longest = -(-int(self._lengths[indices].max()) // _STEP) * _STEP
     return {
       key: array[:, :longest] if np.ndim(array) == 2 else array
       for key, array in batch.items()

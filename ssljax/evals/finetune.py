@@ -86,7 +86,7 @@ def finetune(
     state = state, _TX.init(state)
     batches = _batches(np.random.default_rng(seed), places, steps)
     for i, batch in enumerate(batches):
-      rows = train.cut(train.read(batch))
+      rows = train.cut(train.read(batch), batch)
       state = step(state, rows, jnp.float32(_rate(i, rate, steps)))
     return state[0]
 
@@ -95,7 +95,8 @@ def finetune(
     for start in range(0, len(places), _EVAL_BATCH):
       # The last batch begins earlier, so that one program serves all.
       first = max(0, min(start, len(places) - _EVAL_BATCH))
-      batch = source.cut(source.read(places[first : first + _EVAL_BATCH]))
+      indices = places[first : first + _EVAL_BATCH]
+      batch = source.cut(source.read(indices), indices)
       hits = predict(learned, batch) == batch["label"]
       right += int(hits[start - first :].sum())
     return right / len(places)
