@@ -499,6 +499,10 @@ def _check(groups, freeze, patterns):
     numbers = {k: v for k, v in group.items() if k != "match"}
     errors.refuse_kinds("optimizer.groups", numbers, dict.fromkeys(keys, float))
     _check_numbers(**numbers)
+  for part in freeze:
+    kinds = {"steps": int | None, "moments": bool}
+    errors.refuse_kinds("optimizer.freeze", part, kinds)
+    _check_numbers(**{"freeze.steps": part.get("steps")})
   matches = [part.get("match") for part in (*groups, *freeze)]
   for pattern in [*patterns, *matches]:
     try:

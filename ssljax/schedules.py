@@ -67,7 +67,7 @@ def scale_lr(
     "linear": batch_size / base,
     "sqrt": math.sqrt(batch_size),
   }
-  if rule not in rules:
+  if not isinstance(rule, str | None) or rule not in rules:
     raise errors.UserError(f"unknown lr_scaling {rule!r}: linear or sqrt")
   return rate * rules[rule]
 

@@ -551,6 +551,21 @@ STEPS_OF = dict(batch_size=1, steps_per_epoch=9, total_steps=9)
       "no parameter matches 'last'",
     ),
     (lambda: make_and_init(freeze=(dict(match="head"),)), "steps"),
+    (
+      lambda: make_and_init(
+        freeze=(dict(match="head", steps=1, moments="no"),)
+      ),
+      "freeze: moments='no' is not bool",
+    ),
+    (
+      lambda: make_and_init(freeze=(dict(match="head", steps=1.5),)),
+      "freeze: steps=1.5 is not int",
+    ),
+    (
+      lambda: make_and_init(freeze=(dict(match="head", steps=-1),)),
+      "optimizer.freeze.steps=-1: give 0 or more",
+    ),
+    (lambda: schedules.scale_lr(0.1, 256, rule={}), "unknown lr_scaling {}"),
     (lambda: make_and_init(decay_exclude=("(",)), "not a pattern"),
   ],
 )

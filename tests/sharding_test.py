@@ -227,6 +227,25 @@ def test_a_state_that_is_cut_trains_as_one_that_is_whole(runs):
   assert moments and all(x.sharding == kernel.sharding for x in moments)
 
 
+@pytest.mark.parametrize(
+  "config, flags",
+  [
+    (QUICK, ["--config.accumulate=4"]),
+    # Its first step is after a refresh: the memory, k-means, prototypes.
+    ("configs/deepcluster_v2_resnet18_fashion_mnist.py:quick", []),
+  ],
+)
+def test_cut_it_accumulates_and_refreshes_as_whole(config, flags):
+  losses = {}
+  for data, fsdp in ((1, 1), (2, 4)):
+    mesh = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}"]
+    run = run_lib.build(config_lib.load(config, [*flags, *mesh]))
+    losses[fsdp], state = after(run)
+  np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5)
+  cut = [x for x in jax.tree.leaves(state) if "fsdp" in x.sharding.spec]
+  assert cut and all(parts(x) == 4 for x in cut)
+
+
 def test_no_device_holds_the_whole_of_what_is_cut(runs):
   memory = {}
   for name, run in runs.items():
