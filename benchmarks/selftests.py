@@ -2,8 +2,8 @@
 
 `resume`, `devices` and `nan` on the `:quick` of every method; all others on one
 of each family, or what `--tests` and `--methods` name. What was compiled is
-kept in `runs/compiled`, for a test starts its run again and again; what
-`devices` compiles, each time for other devices, is optimised little. A row a
+kept in `runs/compiled`, for a test starts its run again and again; where it is
+compiled again, for other devices and processes, it is optimised little. A row a
 test goes to `selftests.csv` beside this file, with the git commit; what is
 there is not run again, so that it can be made in parts: take the file away to
 begin anew. `--jobs` of them run at once, two at first: most of what one does
@@ -27,7 +27,8 @@ from ssljax import selftest
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROWS = os.path.join(_ROOT, "benchmarks", "selftests.csv")
 _CACHE = {"JAX_COMPILATION_CACHE_DIR": os.path.join(_ROOT, "runs", "compiled")}
-_XLA = {"devices": {"XLA_FLAGS": "--xla_backend_optimization_level=0"}}
+_QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+_XLA = dict.fromkeys(("devices", "elastic", "multihost", "sigterm"), _QUICK)
 _FIELDS = ("test", "method", "passed", "seconds", "failures", "git")
 _OF_ALL = ("resume", "devices", "nan")
 _FAMILIES = ("moco", "dino", "vicreg", "deepcluster_v2", "mae", "bert", "gpt")

@@ -14,6 +14,7 @@ from ssljax.methods import cpc
 from ssljax.methods import data2vec
 from ssljax.methods import ijepa
 from ssljax.methods import simmim
+from ssljax.models import predictors
 from ssljax.models import resnet
 from ssljax.models import vit
 from tests import core_test
@@ -326,9 +327,31 @@ def test_aims_prefix_is_uniform_and_its_attention_is_causal_behind_it():
   assert (counts[1:16] > 8).all()  # 27 each, give or take 5
 
 
-def test_cpcs_context_knows_no_row_below():
-  from ssljax.models import predictors
+@pytest.mark.parametrize(
+  "dim, depth, init, least, most",
+  [
+    (384, 12, "ijepa", 3e-4, 1e-2),  # the authors'
+    (32, 3, "ijepa", 0, 1e-4),
+    (32, 3, "mae", 1e-2, 1),
+  ],
+)
+def test_ijepas_predictor_sees_its_context_from_the_start(
+  dim, depth, init, least, most
+):
+  network = predictors.Blocks(
+    grid=(7, 7), dim=dim, depth=depth, heads=4, weight_init=init
+  )
+  context = jnp.tile(jnp.arange(12), (8, 1))
+  targets = jnp.tile(jnp.arange(20, 29), (8, 1, 1))
+  there = lambda places: jnp.ones(places.shape, bool)
+  given = context, there(context), targets, there(targets)
+  tokens = jax.random.normal(RNG, (8, 12, 64))
+  predicted, _ = jax.jit(network.init_with_output)(RNG, tokens, *given)
+  share = predicted.var(axis=0).mean() / jnp.square(predicted).mean()
+  assert least < share < most
 
+
+def test_cpcs_context_knows_no_row_below():
   network = predictors.Rows(dim=8, depth=4)
   z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 4, 6)))
   params = network.init(RNG, z)

@@ -40,6 +40,7 @@ def make(
   predictor_dim: int = 384,
   predictor_depth: int = 12,
   predictor_heads: int | None = None,
+  predictor_init: str = "ijepa",
   ema: float | Callable = 0.996,
 ) -> core.Method:
   """Returns I-JEPA around a ViT; batches carry `views` [b 1 h w c].
@@ -61,6 +62,9 @@ def make(
     predictor_dim: width of the predictor.
     predictor_depth: its number of blocks.
     predictor_heads: of its attention; None is the encoder's.
+    predictor_init: how its weights start, a name of `models/vit_init.py`. The
+      authors' deviation of 0.02 is for a width of 384 and more; one much
+      narrower then hardly sees the context.
     ema: decay of the target encoder: its first value, which goes to 1 by a
       line, or `step -> value`.
 
@@ -87,6 +91,7 @@ def make(
       dim=predictor_dim,
       depth=predictor_depth,
       heads=predictor_heads or encoder.heads,
+      weight_init=predictor_init,
       dtype=encoder.dtype,
     )
 

@@ -21,6 +21,7 @@ class Blocks(nn.Module):
     dim: width.
     depth: number of blocks.
     heads: of the attention.
+    weight_init: how weights start, a name of `vit_init.py`.
     dtype: of the products; norms, softmax and the stream are float32.
   """
 
@@ -28,6 +29,7 @@ class Blocks(nn.Module):
   dim: int = 384
   depth: int = 12
   heads: int = 12
+  weight_init: str = "ijepa"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -42,12 +44,13 @@ class Blocks(nn.Module):
       asked: bool [b t m], False where a place is only there for the shape.
     """
     b, t, m = targets.shape
+    init = vit_init.get(self.weight_init)
     layer = lambda width, name: vit.dense(
-      width, self.dtype, name, kernel_init=vit_init.normal
+      width, self.dtype, name, kernel_init=init.layer
     )
     positions = jnp.asarray(vit.sincos2d(self.dim, *self.grid))
     x = layer(self.dim, "embed")(tokens.astype(self.dtype)) + positions[places]
-    token = self.param("mask_token", vit_init.normal, (1, self.dim))
+    token = self.param("mask_token", init.mask_token, (1, self.dim))
     y = token + positions[targets]
     # Each target with the context, as an example of its own.
     join = lambda x, y: jnp.concatenate(
@@ -59,7 +62,7 @@ class Blocks(nn.Module):
         heads=self.heads,
         mlp_ratio=4.0,
         gelu="exact",
-        weight_init="ijepa",
+        weight_init=self.weight_init,
         index=i,
         dtype=self.dtype,
         name=f"block{i}",
