@@ -7,8 +7,9 @@ here: 512 TPU v3 cores for eight hours.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
 whole picture; brightness, contrast and saturation are torchvision's, where
-theirs add, take each channel by itself and go by way of HSV; strided
-convolutions are padded as torchvision's.
+theirs add, take each channel by itself and go by way of HSV; blur sees the
+image reflected at its border, where theirs sees black; strided convolutions are
+padded as torchvision's.
 """
 
 from ssljax import config as config_lib

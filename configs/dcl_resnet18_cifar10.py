@@ -4,6 +4,8 @@ raminnakhli/Decoupled-Contrastive-Learning `experiment/simclr/main.py`: 100
 epochs of Adam with the rate 1e-3, temperature 0.1. Its README has 85.36 by a
 linear probe with batches of 256, for ResNet-18, which it says and this is; its
 code has ResNet-50. Not yet reproduced.
+
+Its first convolution starts as torch's `Conv2d`, this as the other layers.
 """
 
 from ssljax import config as config_lib

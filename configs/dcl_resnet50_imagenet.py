@@ -5,7 +5,7 @@ of 256 for 200 epochs; they published no code. Encoder and views are SimCLR's,
 the head that of their reference for CIFAR-10. The optimiser is the one that
 lightly-ai/lightly `benchmarks/imagenet/resnet50/dcl.py` has for it: LARS, the
 rate 0.075 times the square root of the batch, decay 1e-6, ten epochs of
-warm-up. Not yet reproduced.
+warm-up; its loss is the mean of both directions. Not yet reproduced.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
 whole picture.
@@ -24,7 +24,9 @@ def get_config(arg=None):
   config.data.channels = 3
   config.augment = dict(name="simclr", size=(224, 224), eval_crop=0.875)
   config.encoder = dict(name="resnet", variant="50", zero_init_residual=True)
-  config.method = dict(name="dcl", temperature=0.1, features=(2048, 128))
+  config.method = dict(
+    name="dcl", temperature=0.1, scale=0.5, features=(2048, 128)
+  )
   config.optimizer = dict(
     name="lars",
     learning_rate=0.075,

@@ -4,7 +4,8 @@ vturrisi/solo-learn `scripts/pretrain/cifar/dino.yaml`: 1000 epochs of batches
 of 256, two crops, LARS. Theirs reaches 89.52 by an online linear probe. Not yet
 reproduced.
 
-Theirs forwards the views one by one, this both together.
+Theirs forwards the views one by one, this both together. Its number is of the
+student; `ssljax evaluate` looks at the teacher, as DINO's authors do.
 """
 
 from ssljax import config as config_lib

@@ -3,7 +3,8 @@
 vturrisi/solo-learn `scripts/pretrain/cifar/mae.yaml`: 1000 epochs of batches of
 256, AdamW. Not yet reproduced.
 
-All parameters decay, as theirs.
+All parameters decay, as theirs. Their decoder's norms have an epsilon of 1e-5,
+these the authors' 1e-6.
 """
 
 from ssljax import config as config_lib

@@ -6,7 +6,8 @@ v1 head, of March 2020; since June the README's command has the head of `v2`) by
 a linear probe. Not yet reproduced here: 128 TPU cores.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
-whole picture; contrast and saturation are torchvision's.
+whole picture; contrast and saturation are torchvision's; blur sees the image
+reflected at its border, where theirs sees black.
 """
 
 from ssljax import config as config_lib

@@ -18,6 +18,7 @@ from ssljax import ops
 from ssljax import optim
 from ssljax import run as run_lib
 from ssljax.data import sources
+from ssljax.methods import dcl
 from ssljax.methods import deepcluster
 from ssljax.methods import lejepa
 from ssljax.methods import mocov2plus
@@ -335,6 +336,28 @@ def test_supervised_leaves_unknown_labels_out():
   np.testing.assert_allclose(loss, all_known["sum"][:8].mean(), rtol=1e-5)
   none = forward(np.full(16, -1, np.int32))
   assert method.objective(params, state, none, step=0)[0] == 0
+
+
+def test_supervised_takes_the_mean_over_views():
+  method = toys.compiled(supervised.make(toys.Layer(), num_classes=4))
+  batches = [views_of(seed, v=1) for seed in (0, 1)]
+  batches[1]["label"] = batches[0]["label"]
+  views = np.concatenate([b["views"] for b in batches], axis=1)
+  sums = [
+    features_of(method, b)[2]["sum"]
+    for b in (*batches, batches[0] | {"views": views})
+  ]
+  np.testing.assert_allclose(sums[2], (sums[0] + sums[1]) / 2, rtol=1e-5)
+
+
+def test_dcls_scale_is_of_its_loss():
+  batch = views_of(0)
+  loss = {}
+  for scale in (1.0, 0.5):
+    method = toys.compiled(dcl.make(toys.Layer(), scale=scale))
+    params, state, features = features_of(method, batch)
+    loss[scale], _ = method.objective(params, state, features, step=0)
+  np.testing.assert_allclose(loss[0.5], loss[1.0] / 2, rtol=1e-6)
 
 
 def test_rotation_sees_four_turns_and_learns_them():

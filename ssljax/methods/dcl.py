@@ -15,6 +15,7 @@ def make(
   *,
   temperature: float = 0.1,
   sigma: float | None = None,
+  scale: float = 1.0,
   features: tuple[int | None, ...] = (None, 128),
 ) -> core.Method:
   """Returns DCL around a Flax encoder; batches carry `views` [b 2 h w c].
@@ -24,6 +25,7 @@ def make(
     temperature: the cosines are divided by it.
     sigma: DCLW weighs positives by the von Mises-Fisher distribution of this
       width, the reference's is 0.5; None is DCL.
+    scale: of the loss; 0.5 makes the sum of both directions their mean.
     features: widths of the projector's layers; None is the encoder's.
   """
 
@@ -31,6 +33,6 @@ def make(
     options = dict(temperature=temperature, sigma=sigma)
     # The reference adds both directions.
     total = losses.dcl(z1, z2, **options) + losses.dcl(z2, z1, **options)
-    return total, {"positive_similarity": losses.cosine(z1, z2).mean()}
+    return scale * total, {"positive_similarity": losses.cosine(z1, z2).mean()}
 
   return joint_embedding.make(encoder, loss, features=features)

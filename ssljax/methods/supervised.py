@@ -36,7 +36,7 @@ def make(encoder, *, num_classes: int | None = None) -> core.Method:
   )
 
   def init(rng, batch):
-    ops.require_views(batch, 1)
+    ops.require_views(batch, 1, more=True)
     rngs = jax.random.split(rng)
     x = batch["views"][:, 0]
     params, stats = {}, {}
