@@ -7,9 +7,10 @@ for each 256 images. Not yet reproduced here.
 
 Images are fitted to 256 x 256 on the host, where the authors crop from the
 whole picture; positions are interpolated with antialiasing, theirs without.
-Their linear probe reads the class tokens of the last four blocks, `ssljax
-evaluate` that of the last; their kNN has the temperature 0.07 for our 0.1; and
-they resize test images bicubically.
+Their linear probe reads the class tokens of the last four blocks, as `ssljax
+evaluate --protocols=linear --blocks=4` does; without `--blocks` it reads that
+of the last. Their kNN has the temperature 0.07 for our 0.1, and they resize
+test images bicubically.
 """
 
 from ssljax import config as config_lib

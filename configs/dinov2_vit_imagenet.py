@@ -10,9 +10,10 @@ their stochastic depth leaves out a part of the batch of fixed size, ours each
 example by itself; positions are interpolated with antialiasing, theirs without.
 Images are fitted to 256 x 256 on the host, where the authors crop from the
 whole picture. Their linear probe is the best of many, which read class tokens
-of the last block or the last four, with and without the mean of the patches,
-`ssljax evaluate` reads the last class token alone; their kNN has the
-temperature 0.07 for our 0.1; and they resize test images bicubically.
+of the last block or the last four, with and without the mean of the patches;
+`ssljax evaluate --protocols=linear` reads those of the last block, with
+`--blocks=4` of four. Their kNN has the temperature 0.07 for our 0.1, and they
+resize test images bicubically.
 """
 
 from ssljax import config as config_lib

@@ -13,8 +13,8 @@ are ours to answer for. Not yet reproduced.
 Images are fitted to 256 x 256 on the host, where the authors crop from the
 whole picture. Local views are not solarised, where theirs are; blur kernels are
 those of `MINIMAL.md`, whose layer of 512 before the projector is left out.
-Their linear probes read the class tokens of the last two blocks, `ssljax
-evaluate` what the last one pools.
+Their linear probes read the class tokens of the last two blocks, for which
+`ssljax evaluate` has `--blocks=2`.
 """
 
 from ssljax import config as config_lib

@@ -25,6 +25,7 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
   evaluate --workdir=W [--protocols=knn,linear,loss,finetune] [--step=N]
            [--data=NAME] [--train_split=S] [--test_split=S]
            [--fractions=0.01,0.1,1 --seeds=1] [--floors=0]
+           [--blocks=4]                 features of a ViT's last blocks, joined
   embed --workdir=W --out=F.npz [--split=test] [--step=N] [--data=NAME]
   generate --workdir=W --prompt=TEXT [--tokens=N] [--temperature=1]
            [--top_k=N] [--top_p=P] [--seed=0] [--step=N]       of a `gpt`
@@ -206,6 +207,7 @@ def _evaluate(argv):
     fractions=None,
     seeds=None,
     floors="1",
+    blocks=None,
   )
   from ssljax import evaluate
 
@@ -215,6 +217,7 @@ def _evaluate(argv):
     parts = [{"fractions": f} for f in values["fractions"].split(",")]
     values["fractions"] = tuple(_number(p, "fractions", float) for p in parts)
   values["seeds"] = _number(values, "seeds", int, least=1)
+  values["blocks"] = _number(values, "blocks", int, least=1)
   values["floors"] = bool(_number(values, "floors", int))
   return evaluate.evaluate(**_typed(values))
 

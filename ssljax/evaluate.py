@@ -41,6 +41,7 @@ def evaluate(
   fractions: tuple[float, ...] | None = None,
   seeds: int | None = None,
   floors: bool = True,
+  blocks: int | None = None,
 ) -> dict:
   """Evaluates a checkpoint of a run, with floors.
 
@@ -56,6 +57,9 @@ def evaluate(
     seeds: how many of each, for `finetune`; None is 1.
     floors: whether `knn` and `linear` come with those of raw input and random
       encoder, which take as long again.
+    blocks: of a ViT, the last so many, whose features `knn` and `linear` see
+      joined (`ViT.pool_blocks`); their names then end with `_last` and this.
+      DINO's authors probe a ViT-S by four and a ViT-B by one.
 
   Returns:
     `dataset`, `splits`, `protocol`, a version for each, and their figures.
@@ -71,7 +75,7 @@ def evaluate(
 
   Raises:
     UserError: no such run, checkpoint, protocol, dataset or split; the same for
-      training and test; or what no protocol reads.
+      training and test; features of fewer blocks; or what no protocol reads.
   """
   config = run_lib.restore_config(workdir).eval
   protocols = tuple(protocols or config.get("protocols", _FEATURES))
@@ -85,10 +89,16 @@ def evaluate(
       "--fractions and --seeds are of finetune: add it to --protocols"
     )
   fractions, seeds = fractions or (0.01, 0.1, 1.0), seeds or 1
+  if blocks is not None and not set(protocols) <= set(_FEATURES):
+    raise errors.UserError(
+      "--blocks is of knn and linear: give these alone to --protocols"
+    )
   alone = set(protocols) == {"loss"}
   if alone and train_split:
     raise errors.UserError("the loss alone reads no --train_split: leave it")
   run, state = restore(workdir, step, examples=False)
+  if blocks is not None:
+    run = _of_blocks(run, state, blocks)
   figures = {
     "dataset": data or run.source.name,
     "splits": {
@@ -134,6 +144,9 @@ def evaluate(
     for name, result in _of_features(
       run, state, start if floors else None, sets, protocols
     ):
+      if blocks is not None and not name.startswith("raw_"):
+        name += f"_last{blocks}"
+        result["protocol"] += f", the last {blocks} blocks joined"
       figures[name] = result["accuracy"]
       if result["protocol"] not in versions.values():  # the floors' own
         versions[name] = result["protocol"]
@@ -147,6 +160,30 @@ def evaluate(
         versions["finetune"] = protocol
         record()
   return figures
+
+
+def _of_blocks(run, state, blocks):
+  """The run, whose `embed` joins the features of its last blocks."""
+  config = run.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.encoder.pool_blocks = blocks
+  try:
+    joined = run_lib.build(config, source=run.source)
+  except errors.UserError as e:
+    raise errors.UserError(f"--blocks={blocks}: {e}") from e
+  example = {
+    k: jax.ShapeDtypeStruct((run.mesh.devices.size, *shape), dtype)
+    for k, (shape, dtype) in run.source.example.items()
+  }
+  dim, wide = (
+    jax.eval_shape(r.embed, state, example).shape[-1] for r in (run, joined)
+  )
+  if wide != blocks * dim:
+    raise errors.UserError(
+      f"--blocks={blocks}: {run.config.method.name} makes features of its own "
+      "choice of blocks: leave it out"
+    )
+  return run._replace(embed=joined.embed)
 
 
 def _of_features(run, state, start, sets, protocols):

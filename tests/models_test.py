@@ -275,6 +275,31 @@ def test_vit_shapes(pool, registers):
     apply(module, variables, x, layers=(2,))
 
 
+@pytest.mark.parametrize("pool, scan", [("cls", False), ("mean", True)])
+def test_vit_pools_its_last_blocks(pool, scan):
+  options = dict(variant="Mu/2", pool=pool, scan=scan)
+  make = lambda depth, **more: vit.make(**options, depth=depth, **more)
+  x = images()
+  variables = fill(make(3), x)
+  joined = apply(make(3, pool_blocks=2), variables, x, layers=(0,))
+  whole = apply(make(3), variables, x, layers=(0,))
+  # One that ends a block earlier, with the same norm.
+  params = variables["params"]
+  if scan:
+    fewer = jax.tree.map(lambda w: w[:2], params["blocks"])
+    params = params | {"blocks": fewer}
+  else:
+    params = {k: v for k, v in params.items() if k != "block2"}
+  earlier = apply(make(2), {"params": params}, x)
+  expected = np.concatenate([earlier["pooled"], whole["pooled"]], axis=1)
+  np.testing.assert_allclose(joined["pooled"], expected, atol=1e-6)
+  np.testing.assert_array_equal(joined["tokens"], whole["tokens"])
+  np.testing.assert_array_equal(joined["layers"], whole["layers"])
+  for blocks in (0, 4):
+    with pytest.raises(errors.UserError, match="give 1 to 3"):
+      make(3, pool_blocks=blocks)
+
+
 @pytest.mark.parametrize("pos", ["learned", "sincos2d"])
 def test_vit_keep(pos):
   module = vit.make(variant="Mu/2", pos=pos, mask_token=True)

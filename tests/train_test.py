@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from ssljax import checkpoint
 from ssljax import cli
 from ssljax import config as config_lib
 from ssljax import digests
@@ -401,6 +402,51 @@ def test_eight_devices_see_the_same_batches(config, whole, tmp_path):
   # Rounding grows from step to step, most of all through batch norm.
   losses = [[row["loss"] for row in _rows(w)][:5] for w in (workdir, whole[0])]
   np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def _untrained(workdir, *flags):
+  """A run at step 0."""
+  config = config_lib.load("configs/mae_vit_fashion_mnist.py:quick", flags)
+  run = run_lib.build(config)
+  config_lib.save(config, workdir / "config.json")
+  with checkpoint.Checkpoints(str(workdir / "checkpoints")) as checkpoints:
+    checkpoints.save(0, run_lib.init_state(run))
+  return str(workdir)
+
+
+def test_features_of_several_blocks_have_names_of_their_own(tmp_path):
+  workdir = _untrained(tmp_path, "--config.encoder.depth=2")
+  knn = dict(protocols=("knn",))
+  figures = evaluate.evaluate(workdir, **knn, blocks=2)
+  assert figures["knn_last2"] == figures["random_knn_last2"] > 0.3
+  assert "the last 2 blocks" in figures["protocol"]["knn_last2"]
+  assert figures["raw_knn"] > 0.9 and "knn" not in figures
+  one = evaluate.evaluate(workdir, **knn, blocks=1, floors=False)
+  plain = evaluate.evaluate(workdir, **knn, floors=False)
+  assert one["knn_last1"] == plain["knn"] != figures["knn_last2"]
+  kept = json.loads((tmp_path / "eval" / "0.json").read_text())
+  assert {"knn", "knn_last2"} <= set(kept) and {"knn", "knn_last2"} <= set(
+    kept["protocol"]
+  )
+  with pytest.raises(errors.UserError, match="--blocks=3: .* give 1 to 2"):
+    evaluate.evaluate(workdir, **knn, blocks=3)
+  with pytest.raises(errors.UserError, match="--blocks is of knn and linear"):
+    evaluate.evaluate(workdir, protocols=("knn", "loss"), blocks=2)
+
+
+@pytest.mark.parametrize(
+  "name, says",
+  [
+    ("aim_vit", "aim makes features of its own choice of blocks"),
+    ("byol_resnet18", "--blocks=2: resnet has no 'pool_blocks'"),
+  ],
+)
+def test_what_has_no_features_of_several_blocks_says_so(name, says):
+  run = run_lib.build(
+    config_lib.load(f"configs/{name}_fashion_mnist.py:quick", [])
+  )
+  with pytest.raises(errors.UserError, match=says):
+    evaluate._of_blocks(run, run.abstract_state, 2)
 
 
 def test_evaluate_and_embed(whole, tmp_path):

@@ -128,7 +128,8 @@ def in_order(
 ) -> Iterator:
   """All examples once, in order, read ahead in threads as by `batches`.
 
-  The last batch is filled up with the first examples: all have one shape.
+  The last batch is filled up with the first examples: all have one shape. Of
+  each batch only `rows` are read where they are given.
   """
   own = np.arange(batch_size) if rows is None else rows
 

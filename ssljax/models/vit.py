@@ -37,8 +37,8 @@ def make(*, variant: str, **options) -> "ViT":
 
   Raises:
     UserError: a size that is not known, no patch, an option that is not a
-      field, heads that do not divide the width, or a patch that does not
-      divide `img_size`.
+      field, heads that do not divide the width, more blocks to pool than there
+      are, or a patch that does not divide `img_size`.
   """
   size, _, patch = str(variant).partition("/")
   if size not in _SIZES or not patch.isdigit() or not int(patch):
@@ -53,6 +53,10 @@ def make(*, variant: str, **options) -> "ViT":
   if vit.dim % vit.heads:
     raise errors.UserError(
       f"encoder.heads={vit.heads} does not divide encoder.dim={vit.dim}"
+    )
+  if not 1 <= vit.pool_blocks <= vit.depth:
+    raise errors.UserError(
+      f"encoder.pool_blocks={vit.pool_blocks}: give 1 to {vit.depth}"
     )
   if np.any(np.mod(vit.img_size or 0, vit.patch)):
     raise errors.UserError(
@@ -87,6 +91,8 @@ class ViT(nn.Module):
       are for; None is the size at initialisation. For other sizes they are
       interpolated (bicubic, antialiased).
     pool: "cls", or "mean" of the patches; both after the last norm.
+    pool_blocks: "pooled" joins, from the first to the last, what so many of the
+      last blocks give, each after that norm, as DINO's linear probe sees them.
     class_token: prepend one; None is where `pool` needs it.
     registers: extra tokens without meaning (Darcet et al. 2023).
     mask_token: learn the token that stands for the patches in `mask`.
@@ -115,6 +121,7 @@ class ViT(nn.Module):
   pos: str = "learned"
   img_size: int | tuple[int, int] | None = None
   pool: str = "cls"
+  pool_blocks: int = 1
   class_token: bool | None = None
   registers: int = 0
   mask_token: bool = False
@@ -167,13 +174,15 @@ class ViT(nn.Module):
     x = self._patch_tokens(x, keep, mask)
     extra = jnp.broadcast_to(extra, (x.shape[0], *extra.shape))
     x = jnp.concatenate([extra, x], axis=1)
-    x, streams = self._blocks(x, scales, attention_mask, layers)
-    x = norm("norm")(x)
-    tokens = x[:, first:]
+    pooled = tuple(range(self.depth - self.pool_blocks, self.depth - 1))
+    x, streams = self._blocks(x, scales, attention_mask, (*layers, *pooled))
+    last_norm = norm("norm")
+    normed = [last_norm(s) for s in (*streams[len(layers) :], x)]
+    pool = lambda x: x[:, 0] if self.pool == "cls" else x[:, first:].mean(1)
     return {
-      "pooled": x[:, 0] if self.pool == "cls" else tokens.mean(axis=1),
-      "tokens": tokens,
-      "layers": tuple(s[:, first:] for s in streams),
+      "pooled": jnp.concatenate([pool(x) for x in normed], axis=-1),
+      "tokens": normed[-1][:, first:],
+      "layers": tuple(s[:, first:] for s in streams[: len(layers)]),
     }
 
   def _extra_tokens(self):
