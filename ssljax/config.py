@@ -372,8 +372,8 @@ PROTOCOLS = ("knn", "linear", "loss", "finetune")
 # Keys, what each number of theirs has to be, and how that is told.
 _RANGES = (
   (
-    r"batch_size|accumulate|log_every|checkpoint\.every_steps|"
-    r"(eval\.batch_size|augment\.(views|span|most))|"
+    r"batch_size|accumulate|log_every|checkpoint\.(every_steps|keep)|"
+    r"data\.channels|(eval\.batch_size|augment\.(views|span|most))|"
     r"encoder\.(width|dim|depth|heads|kinds|vocab|positions|patch|img_size)|"
     r"(encoder|method)\.bn_groups|"
     r"method\.(\w+_)?(dim|depth|heads|layers|blocks?|groups|features|unit|"
@@ -399,8 +399,9 @@ _RANGES = (
     "0 or more, below 1",
   ),
   (
-    r"method\.\w*(weight|queue_size|epochs?)|encoder\.registers|"
-    r"augment\.strength|eval\.every_epochs|watchdog_s|"
+    r"method\.(\w*(weight|queue_size|epochs?)|beta|z_loss)|"
+    r"encoder\.(registers|layer_scale)|augment\.(strength|jitter)|"
+    r"data\.max_corrupt|monitor\.every_steps|eval\.every_epochs|watchdog_s|"
     r"schedule\.(end|warmup_init|factor)|"
     r"optimizer\.(learning_rate|weight_decay_end|eps|eeta|trust_coefficient)",
     lambda x: 0 <= x < math.inf,
@@ -440,13 +441,15 @@ def check(config: config_dict.ConfigDict) -> None:
     values = value if isinstance(value, tuple | list) else (value,)
     numbers = [x for x in values if isinstance(x, int | float)]
     for pattern, fits, words in _RANGES:
-      if re.fullmatch(pattern, path) and not all(map(fits, numbers)):
+      empty = words == "1 or more" and values == ()
+      if re.fullmatch(pattern, path) and (empty or not all(map(fits, numbers))):
         raise errors.UserError(f"config.{path}={value}: give {words}")
   for path in _PAIRS:
     value = given(path)
     whole = path.endswith("size")
     if value is not None and not _is_pair(value, int if whole else float):
       one = value[0] if isinstance(value, tuple) and value else value
+      one = one if isinstance(one, int | float) and one > 0 else 224
       example = f"({one}, {one})" if whole else "(A, B)"
       raise errors.UserError(
         f"config.{path}={value}: give two {'whole ' if whole else ''}numbers "

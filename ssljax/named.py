@@ -24,7 +24,7 @@ def make(package: str, config, *args, **known):
   return call(found.make, config, *args, given=given, **known)
 
 
-def call(function, config, *args, given, **known):
+def call(function, config, *args, given, others=(), **known):
   """Calls it for a section of a config; wrong options are a UserError.
 
   Args:
@@ -32,6 +32,7 @@ def call(function, config, *args, given, **known):
     config: the section.
     *args: of the function.
     given: its options in the section.
+    others: options of the section that were taken out, for the hint.
     **known: what the run itself tells, and no section may.
   """
   what = config.get("name")
@@ -43,9 +44,9 @@ def call(function, config, *args, given, **known):
         f"{what}: {name} is told by the run itself: leave it out"
       )
   if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-    others = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
-    others = [name for name in others if name not in known]
-    errors.refuse_unknown(what, given, others)
+    own = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+    own = [name for name in own if name not in known]
+    errors.refuse_unknown(what, given, [*own, *others])
   errors.refuse_kinds(what, given, kinds)
   given = {**given, **known}
   try:

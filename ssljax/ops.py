@@ -70,14 +70,22 @@ def require_views(
   """
   given = batch["views"].shape[1]
   if given < count or (given > count and not more):
-    least = " or more" if more else ""
+    many = " or more views" if more else " view" if count == 1 else " views"
     raise errors.UserError(
-      f"the method takes {count}{least} views, and the augmentation gives "
-      f"{given}: give config.augment.views={count}"
+      f"the method takes {count}{many}, and the augmentation gives {given}: "
+      f"give config.augment.views={count}"
     )
   if "local_views" in batch and not local:
     raise errors.UserError(
       "the method takes no small crops: give config.augment.local_views=0"
+    )
+
+
+def require_queue(size: int) -> None:
+  """Raises UserError where a method that compares with a queue has none."""
+  if size < 1:
+    raise errors.UserError(
+      f"method.queue_size={size}: give a multiple of the batch"
     )
 
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from collections.abc import Mapping
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -72,20 +73,12 @@ def make(
       that is not one, or a word for the tuple of them; in `init`, one of
       `groups` or `freeze` that no parameter matches.
   """
-  makers = dict(
-    sgd=sgd, adam=adam, adamw=adamw, lamb=lamb, lars=lars, larc=larc
-  )
-  if name not in makers:
-    raise errors.UserError(
-      f"unknown optimizer {name!r}: choose among {', '.join(makers)}"
-    )
+  kinds = options(name)
   if isinstance(decay_exclude, str):  # whose letters would be the patterns
     raise errors.UserError(
       f"optimizer.decay_exclude={decay_exclude!r}: give a tuple of patterns, "
       f"as {(decay_exclude,)}"
     )
-  kinds = inspect.signature(makers[name]).parameters.values()
-  kinds = {k.name: k.annotation for k in kinds if k.name != "excluded"}
   errors.refuse_options(f"optimizer {name}", hyper, kinds)
   _check_numbers(
     learning_rate=learning_rate,
@@ -104,12 +97,13 @@ def make(
   def in_group(path, key, otherwise):
     return group_of(path).get(key, otherwise)
 
-  tx = makers[name](excluded=excluded, **hyper)
+  maker = _makers()[name]
+  tx = maker(excluded=excluded, **hyper)
   for group in groups:
     if "momentum" in group:
       other = {"momentum": group["momentum"]}
       errors.refuse_options(f"optimizer {name}", other, kinds)
-      other = makers[name](excluded=excluded, **hyper | other)
+      other = maker(excluded=excluded, **hyper | other)
       mine = lambda path, group=group: group_of(path) is group
       tx = _apart(mine, own=other, rest=tx)
   try:
@@ -165,6 +159,25 @@ def make(
     return updates, State(state.count + 1, inner)
 
   return optax.GradientTransformation(init, update)
+
+
+def _makers():
+  return dict(sgd=sgd, adam=adam, adamw=adamw, lamb=lamb, lars=lars, larc=larc)
+
+
+def options(name: str) -> dict[str, Any]:
+  """The options of the optimiser `name` alone, {option: annotation}.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  makers = _makers()
+  if name not in makers:
+    raise errors.UserError(
+      f"unknown optimizer {name!r}: choose among {', '.join(makers)}"
+    )
+  kinds = inspect.signature(makers[name]).parameters.values()
+  return {k.name: k.annotation for k in kinds if k.name != "excluded"}
 
 
 def sgd(
@@ -500,6 +513,10 @@ def _check(groups, freeze, patterns):
     errors.refuse_kinds("optimizer.groups", numbers, dict.fromkeys(keys, float))
     _check_numbers(**numbers)
   for part in freeze:
+    if not {"match", "steps"} <= set(part):
+      raise errors.UserError(
+        f"optimizer.freeze has {part}: give match and steps (None is for ever)"
+      )
     kinds = {"steps": int | None, "moments": bool}
     errors.refuse_kinds("optimizer.freeze", part, kinds)
     _check_numbers(**{"freeze.steps": part.get("steps")})

@@ -154,8 +154,11 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
   if "learning_rate" not in options:
     raise errors.UserError("give config.optimizer.learning_rate")
   kinds = inspect.signature(optim.make).parameters.values()
-  kinds = {p.name: p.annotation for p in kinds} | {"weight_decay_end": float}
-  errors.refuse_words(f"optimizer {options['name']}", options, kinds)
+  kinds = {p.name: p.annotation for p in kinds if p.kind == p.KEYWORD_ONLY}
+  kinds |= {"weight_decay_end": float, "lr_scaling": str | None}
+  what, own = options["name"], optim.options(options["name"])
+  errors.refuse_unknown(f"optimizer {what}", options, kinds | own)
+  errors.refuse_words(f"optimizer {what}", options, kinds)
   base = schedules.scale_lr(
     options.pop("learning_rate"),
     config.batch_size,
@@ -174,6 +177,7 @@ def make_tx(config, *, num_examples, steps_per_epoch, total_steps):
     config.schedule,
     name,
     given=schedule,
+    others=_WARMUP,
     base=base,
     total_steps=total_steps,
     warmup_steps=schedules.steps_of(warmup, "warmup", **known),
@@ -203,6 +207,10 @@ def _in_steps(part, **known):
   units = {k: v for k, v in part.items() if k in _UNITS and v is not None}
   if not units:  # or `steps` of None, which is for ever
     return part
+  if len(units) > 1:
+    raise errors.UserError(
+      f"config.optimizer.freeze has {' and '.join(units)}: give one of them"
+    )
   rest = {k: v for k, v in part.items() if k not in _UNITS}
   named = {f"freeze_{k}": v for k, v in units.items()}
   return rest | {"steps": schedules.steps_of(named, "freeze", **known)}

@@ -38,7 +38,7 @@ def steps_of(
   given = {unit: value for unit, value in given.items() if value is not None}
   if len(given) > 1:
     names = " and ".join(f"{prefix}_{unit}" for unit in given)
-    raise errors.UserError(f"the schedule has {names}: give one of them")
+    raise errors.UserError(f"there are {names}: give one of them")
   for unit, value in given.items():
     if not isinstance(value, int | float) or not 0 <= value < math.inf:
       raise errors.UserError(f"{prefix}_{unit}={value!r}: give 0 or more")

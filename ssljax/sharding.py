@@ -43,11 +43,16 @@ def connect(
       raise errors.UserError(
         "--coordinator=HOST:PORT needs --processes=N and --process=I"
       )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+      raise errors.UserError(f"--coordinator={coordinator}: give HOST:PORT")
     given["coordinator_address"] = coordinator
   try:
     jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_s, **given)
   except (RuntimeError, ValueError) as e:
     reason = str(e).splitlines()[0][:200]
+    if coordinator == "auto":
+      reason += "; where jax finds no cluster give HOST:PORT, N and I"
     raise errors.UserError(
       f"--coordinator={coordinator}: the processes did not meet ({reason})"
     ) from e

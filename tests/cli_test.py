@@ -156,6 +156,19 @@ WRONG = {
   "optimizer.clip_global_norm=-1": "clip_global_norm=-1: give 0 or more",
   "optimizer.weight_decay_end=abc": "sgd: weight_decay_end='abc' is not float",
   "optimizer.layer_decay=0.5": "for encoders of blocks, and this one has none",
+  "optimizer.weight_decya=0.1": "did you mean 'weight_decay'?",
+  "optimizer.lr=0.1": "choose among name, learning_rate, weight_decay, ",
+  "optimizer.lr_scailing=sqrt": "did you mean 'lr_scaling'?",
+  "optimizer.freeze=({'match':'encoder','steps':1,'epochs':1},)": "freeze has "
+  "steps and epochs: give one",
+  "optimizer.freeze=({'match':'encoder'},)": "give match and steps",
+  "schedule.warmup_epoch=5": "did you mean 'warmup_epochs'?",
+  "augment.evalcrop=0.9": "did you mean 'eval_crop'?",
+  "augment.sise=(8,8)": "did you mean 'size'?",
+  "augment.size=(-1,8)": "numbers above 0, as '(224, 224)'",
+  "augment.jitter=(-1.0,0.0,0.0,0.0)": "jitter=(-1.0, 0.0, 0.0, 0.0): give 0",
+  "data.channels=-3": "data.channels=-3: give 1 or more",
+  "checkpoint.keep=0": "checkpoint.keep=0: give 1 or more",
   "schedule.total_steps=5": "cosine: total_steps is told by the run itself",
   "encoder.dtype=bfloat16": "resnet: dtype is told by the run itself",
   "epochs=inf": "epochs=inf: give a number",
@@ -174,6 +187,11 @@ OTHERS = {
     "method.ema=1.5": "method.ema=1.5: give from 0 to 1",
   },
   "swav_resnet18": {"method.crops_for_assign=3": "takes 3 or more views"},
+  "moco_resnet18": {"method.queue_size=0": "queue_size=0: give a multiple of"},
+  "mocov2plus_resnet18": {"method.queue_size=0": "give a multiple of"},
+  "nnclr_resnet18": {"method.queue_size=0": "give a multiple of the batch"},
+  "vicreg_resnet18": {"method.features=()": "features=(): give 1 or more"},
+  "cpc_resnet18": {"method.rows=()": "rows=(): give 1 or more"},
   "mae_vit": {
     "encoder.class_token=True": "gives the decoder the class token of",
     "encoder.registers=2.0": "vit: registers=2.0 is not int",
@@ -437,3 +455,10 @@ def test_several_processes_need_a_coordinator(mistake, flag):
 
 def test_a_bracket_in_the_workdir_is_refused(mistake, tmp_path):
   assert "has a bracket" in mistake("train", f"--workdir={tmp_path}/lr[0.1]")
+
+
+@pytest.mark.parametrize("address", ["foo", ":8000", "host:port"])
+def test_a_coordinator_has_a_port(mistake, address):
+  flags = [f"--coordinator={address}", "--processes=2", "--process=0"]
+  line = mistake("train", *flags)
+  assert f"--coordinator={address}: give HOST:PORT" in line

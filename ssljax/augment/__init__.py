@@ -32,6 +32,9 @@ def pair(
     raise errors.UserError(
       f"config.augment.eval_crop={eval_crop}: give a part, above 0 and up to 1"
     )
+  if name in PRESETS:
+    known = [*PRESETS[name], "size", "eval_crop"]
+    errors.refuse_unknown(f"augment {name!r}", options, known)
   size = options.pop("size", source.shape[:2])
   views = make(name, size=size, **options)
   channels = source.shape[2]

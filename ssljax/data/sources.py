@@ -313,9 +313,9 @@ def check(records, name, split, *, labels: bool | None) -> bool:
   """
   if labels and records.num_classes is None:
     raise errors.UserError(
-      f"{name} has no labels, which evaluation and data.labels need: set "
-      "--config.eval.train_split='' and --config.data.labels=False, or name "
-      "labelled data"
+      f"{name} has no labels, which evaluation and data.labels need: name "
+      "labelled data, or train with --config.eval.train_split='' and "
+      "--config.data.labels=False"
     )
   if not len(records):
     raise errors.UserError(f"{name} has no examples in split {split!r}")

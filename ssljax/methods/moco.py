@@ -44,6 +44,7 @@ def make(
       would know its key by the statistics that they share. Ignored by encoders
       without batch norm.
   """
+  ops.require_queue(queue_size)
   query_encoder = key_encoder = encoder
   if hasattr(encoder, "bn_groups"):
     # A strided part shares with a consecutive one what two random parts share;

@@ -44,6 +44,7 @@ def make(
       by a cosine, or `step -> value`.
     ema_end: its last value.
   """
+  ops.require_queue(queue_size)
   schedule = ema
   if not callable(ema):
     schedule = schedules.ema_schedule(ema, total_steps, end=ema_end)

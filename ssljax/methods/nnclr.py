@@ -35,6 +35,7 @@ def make(
     out_dim: width of projections and predictions.
     predictor_dim: width of the predictor's hidden layer.
   """
+  ops.require_queue(queue_size)
   options = dict(
     kernel_init=heads.TORCH,
     dtype=encoder.dtype,
