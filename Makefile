@@ -37,5 +37,6 @@ $(VENV)-tpu/test: setup.cfg pyproject.toml
 	  --editable '.[test,plan]'
 	touch $@
 
+# What was trained, in runs/, stays.
 clean:
-	rm -rf $(VENV) $(VENV)-tpu runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu build *.egg-info

@@ -1,5 +1,8 @@
 """SimCLR on Fashion-MNIST with a small ViT: 49 patches of 4 x 4, 4 layers.
 
+  ssljax train --config=configs/simclr_vit_fashion_mnist.py --workdir=W
+  ssljax evaluate --workdir=W
+
 Not yet reproduced.
 """
 

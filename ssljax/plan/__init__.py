@@ -61,8 +61,8 @@ def plan(
     classes: of its labels, where they are not known here.
 
   Returns:
-    The figures of the run, and by name those of each topology in `topologies`;
-    see README.
+    The figures of the run, and by name those of each topology in `topologies`,
+    as `ssljax plan --json` prints them.
 
   Raises:
     UserError: the config is wrong, a topology is not known, or the step fits on
