@@ -298,6 +298,15 @@ def test_an_evaluation_on_other_data_is_shown_where_there_is_no_other(tmp_path):
   assert record._last_evaluation(str(tmp_path))["dataset"] == "own"
 
 
+def test_a_probe_of_several_blocks_says_so():
+  figures = {"linear_last4": 0.75, "random_linear_last4": 0.5}
+  measured = figures | {"protocol": {"linear_last4": "linear/1"}, "step": 1}
+  one = record.Record("a", "a", {}, [], measured, {}, 1, 1.0)
+  said = facts.evaluation(one)
+  assert "linear probe, last 4 blocks" in said
+  assert "25.0 points above" in said and "linear_last4" not in said
+
+
 def test_what_is_equal_is_neither_above_nor_below():
   said = markup.join(*facts._verdict({"": 0.5, "raw_": 0.5, "random_": 0.25}))
   assert "25.0 points above" in said and "equal to the raw input" in said

@@ -85,7 +85,7 @@ def evaluation(record: record_lib.Record) -> markup.Html:
     parts.append(
       markup.tag(
         "div",
-        markup.tag("h3", _PROTOCOLS.get(name, name)),
+        markup.tag("h3", _title(name)),
         charts.bars(rows),
         markup.tag("p", _verdict(values)),
         class_="protocol",
@@ -102,6 +102,13 @@ def evaluation(record: record_lib.Record) -> markup.Html:
     _finetuned(measured.get("finetune")),
     markup.tag("p", f"{where} after step {measured['step']}.", class_="note"),
   )
+
+
+def _title(name):
+  """Of a protocol; those of several blocks are as `evaluate` names them."""
+  name, _, blocks = name.partition("_last")
+  title = _PROTOCOLS.get(name, name)
+  return f"{title}, last {blocks} blocks" if blocks else title
 
 
 def _held_out(measured):
