@@ -196,6 +196,7 @@ def test_commands_with_a_resnet(tmp_path):
     "out": out,
     "step": 0,
     "weights": len(arrays),
+    "network": "encoder",
     "parameters": figures["parameters"],
     "largest_difference": 0.0,
   }
