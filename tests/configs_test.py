@@ -130,7 +130,7 @@ def test_make_tx_tells_what_is_missing_or_twice():
     run_lib.make_tx(config, **known)
     twice = dict(match="prototypes", steps=1, epochs=1.0)
     config.optimizer.freeze = (twice,)
-    with pytest.raises(errors.UserError, match="freeze_steps and freeze_epoch"):
+    with pytest.raises(errors.UserError, match="freeze has steps and epochs"):
       run_lib.make_tx(config, **known)
     del config.optimizer.learning_rate
     with pytest.raises(errors.UserError, match="give .*learning_rate"):

@@ -127,7 +127,7 @@ def test_flags_of_evaluate_arrive(monkeypatch, capsys):
   monkeypatch.setattr(evaluate, "evaluate", lambda **k: seen.append(k) or {})
   command = ["evaluate", "--workdir=W", "--protocols=knn,finetune", "--step=7"]
   command += ["--fractions=0.1,1", "--seeds=3", "--floors=0", "--data=digits"]
-  command += ["--train_split=a", "--test_split=b"]
+  command += ["--train_split=a", "--test_split=b", "--blocks=2"]
   assert cli.main(command) == 0
   assert json.loads(capsys.readouterr().out) == {}
   (given,) = seen
@@ -140,6 +140,7 @@ def test_flags_of_evaluate_arrive(monkeypatch, capsys):
     "data": "digits",
     "train_split": "a",
     "test_split": "b",
+    "blocks": 2,
   }
 
 
