@@ -441,8 +441,8 @@ def check(config: config_dict.ConfigDict) -> None:
     values = value if isinstance(value, tuple | list) else (value,)
     numbers = [x for x in values if isinstance(x, int | float)]
     for pattern, fits, words in _RANGES:
-      empty = words == "1 or more" and values == ()
-      if re.fullmatch(pattern, path) and (empty or not all(map(fits, numbers))):
+      fit = values and all(map(fits, numbers))
+      if re.fullmatch(pattern, path) and not fit:
         raise errors.UserError(f"config.{path}={value}: give {words}")
   for path in _PAIRS:
     value = given(path)

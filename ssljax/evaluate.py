@@ -165,6 +165,7 @@ def evaluate(
 def _of_blocks(run, state, blocks):
   """The run, whose `embed` joins the features of its last blocks."""
   config = run.config.copy_and_resolve_references()
+  own = config.encoder.get("pool_blocks", 1)
   with config.unlocked():
     config.encoder.pool_blocks = blocks
   try:
@@ -178,7 +179,7 @@ def _of_blocks(run, state, blocks):
   dim, wide = (
     jax.eval_shape(r.embed, state, example).shape[-1] for r in (run, joined)
   )
-  if wide != blocks * dim:
+  if wide * own != blocks * dim:
     raise errors.UserError(
       f"--blocks={blocks}: {run.config.method.name} makes features of its own "
       "choice of blocks: leave it out"

@@ -425,9 +425,8 @@ def test_features_of_several_blocks_have_names_of_their_own(tmp_path):
   plain = evaluate.evaluate(workdir, **knn, floors=False)
   assert one["knn_last1"] == plain["knn"] != figures["knn_last2"]
   kept = json.loads((tmp_path / "eval" / "0.json").read_text())
-  assert {"knn", "knn_last2"} <= set(kept) and {"knn", "knn_last2"} <= set(
-    kept["protocol"]
-  )
+  both = {"knn", "knn_last2"}
+  assert both <= set(kept) and both <= set(kept["protocol"])
   with pytest.raises(errors.UserError, match="--blocks=3: .* give 1 to 2"):
     evaluate.evaluate(workdir, **knn, blocks=3)
   with pytest.raises(errors.UserError, match="--blocks is of knn and linear"):
