@@ -65,7 +65,7 @@ def run(test, path):
 
 def git():
   done = subprocess.run(
-    ["git", "rev-parse", "--short", "HEAD"],
+    ["git", "describe", "--always", "--exclude=*", "--dirty"],
     cwd=_ROOT,
     capture_output=True,
     text=True,

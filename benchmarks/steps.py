@@ -3,32 +3,33 @@
 On batches of 256 Fashion-MNIST images, in float32: a ResNet-18 of width 16 with
 the CIFAR stem, or, where a method needs patches, the ViT of its config beside
 SimCLR with the same one. The compiled step with its views, in turns with
-SimCLR's, the ratio of the medians; and what the passes through the networks
-predict: their matrix products and convolutions are counted, those of forward
-and of backward passes apart, each as often and as large as the crops and
-visible tokens have them. A forward pass takes less time for its products than
-a backward pass, and an image more in a pass of many, whose activations are
-farther away; both are measured on the encoder alone, and so are the views,
-which come on top. Writes `docs/steps.md` and prints a JSON line a method.
+SimCLR's, the ratio of the medians; and what its parts predict: the views; each
+forward pass through a network, with its backward pass where the network learns,
+by itself, as often and of as many images, crops and visible tokens as the step
+has it; the objective, likewise. Writes `docs/steps.md` and prints a JSON line a
+method.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import time
+from typing import Any
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from ml_collections import config_dict
 
 from benchmarks import league
 from benchmarks import loop  # which sets the CPU up, before jax starts
 from ssljax import config as config_lib
 from ssljax import plan
 from ssljax import run as run_lib
-from ssljax.models import linen
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TABLE = os.path.join(_ROOT, "docs", "steps.md")
@@ -40,16 +41,12 @@ Made by `python -m benchmarks.steps`: batches of 256 Fashion-MNIST images on
 GFLOP of the forward and of the backward passes; the ratio to SimCLR's step with
 the same encoder.
 
-The ratio is predicted from SimCLR's step, the products of a method's forward
-and backward passes, the images of each, and the time of its views. Of the
-encoders alone: a third of their products are the forward pass's, of the time on
-512 images it takes {resnet.forward:.0%} with the ResNet, {vit.forward:.0%} with
-the ViT; and in passes of 256 and of 1,024 images one takes {resnet.told} of its
-time in one of 512 with the ResNet, {vit.told} with the ViT. SimCLR has a pass
-of 512, methods that take the views apart have passes of 256, and rotation has
-one of 1,024.
-MAE and I-JEPA move tokens about, which are not products; CPC convolves 6,400
-images of 8 x 8, whose maps end at 1 x 1.
+The ratio is predicted from SimCLR's step and the parts of both: the views; each
+forward pass through a network, with its backward pass where it learns, as often
+and of as many images, crops and visible tokens as the step has it; the
+objective. Each was timed by itself. What a step computes beside them, or twice,
+makes it slower than predicted; passes that do not wait for one another run
+beside each other in a step, and make it faster.
 
 Each was timed in turn with SimCLR: compare ratios, not seconds. SimCLR's own
 row shows the noise.
@@ -69,22 +66,18 @@ def build(path, encoder=None):
   return run_lib.build(config)
 
 
-def measure(path, alone, steps, rounds):
-  """A row for the method of a config; `alone`: what `of_encoder` gave."""
+def measure(path, steps, rounds):
+  """A row for the method of a config."""
   run = build(path)
-  base = league.configs()["simclr"]
-  if run.config.encoder.name == "vit":
-    base = base.replace("_resnet18_", "_vit_")
-  other = build(base, run.config.encoder)
-  timed = [loop.bare(run), loop.bare(other), views(run), views(other)]
+  encoder = config_dict.FrozenConfigDict(run.config.encoder)
+  timed = *parts(run), *parts_of_simclr(encoder)
   times = [[way(steps) for way in timed] for _ in range(rounds)]
-  step, of_simclr, own, its = map(statistics.median, zip(*times))
-  (forward, backward), products = passes(run), passes(other)
-  part = alone.forward
-  cost = lambda f, b: 2 * part * f + (1 - part) * b  # twice the products back
-  of_passes = (of_simclr - its) * cost(forward, backward) / cost(*products)
-  of_passes *= alone.slower(images(run)) / alone.slower(images(other))
-  ratio, predicted = step / of_simclr, (own + of_passes) / of_simclr
+  times = [statistics.median(t) for t in zip(*times)]
+  (step, own, inner), (of_simclr, its, its_inner) = times[:3], times[3:]
+  ratio = step / of_simclr
+  predicted = (own + (of_simclr - its) * inner / its_inner) / of_simclr
+  forward = plan.model_flops(run, forward=True)
+  backward = plan.model_flops(run) - forward
   return {
     "method": run.config.method.name,
     "encoder": league.encoder_of(path),
@@ -98,17 +91,23 @@ def measure(path, alone, steps, rounds):
   }
 
 
-def passes(run):
-  """Products of a step's forward passes, and of its backward passes."""
-  forward = plan.model_flops(run, forward=True)
-  return forward, plan.model_flops(run) - forward
+def parts(run):
+  """`steps -> seconds of one`: of the step, the views, the passes alone."""
+  return loop.bare(run), views(run), alone(run)
+
+
+@functools.cache
+def parts_of_simclr(encoder):
+  path = league.configs()["simclr"]
+  if encoder.name == "vit":
+    path = path.replace("_resnet18_", "_vit_")
+  return parts(build(path, config_dict.ConfigDict(encoder)))
 
 
 def views(run):
   """`steps -> seconds of one`, of the augmentation alone."""
   augment = jax.jit(run.augment)
-  batch = run.source.read(np.arange(run.config.batch_size))
-  batch["key"] = jax.random.split(jax.random.key(0), run.config.batch_size)
+  batch = read(run)
   jax.block_until_ready(augment(batch))
 
   def mean(steps):
@@ -120,75 +119,128 @@ def views(run):
   return mean
 
 
-def images(run):
-  """Of each pass through the encoder in a step's way forward.
+def read(run):
+  """The first batch, as the augmentation is given it."""
+  batch = run.source.read(np.arange(run.config.batch_size))
+  batch["key"] = jax.random.split(jax.random.key(0), run.config.batch_size)
+  return batch
 
-  Those of smaller crops count as their share of an image.
-  """
-  kind, seen = type(run_lib.make_encoder(run.config)), []
-  batch, (height, width, _) = run.config.batch_size, run.source.shape
+
+class Pass(NamedTuple):
+  """A call of a network: what it is given, as shapes where it is an array."""
+
+  module: nn.Module
+  variables: Any
+  args: tuple
+  kwargs: dict
+  learns: bool  # by what it is called with
+  first: bool  # it is given images
+
+
+def passes(run):
+  """Each `Pass` of a step's way forward, in its order; and its features."""
+  encoder, found, learning = type(run_lib.make_encoder(run.config)), [], set()
 
   def note(call, args, kwargs, context):
-    if isinstance(context.module, kind) and context.method_name == "__call__":
-      n, h, w, _ = args[0].shape
-      if n >= batch:  # else it asks for a shape
-        seen.append(n * h * w / (height * width))
+    module = context.module
+    if context.method_name == "__call__" and not module.path:
+      params = jax.tree.leaves(module.variables["params"])
+      learns = learning.issuperset(map(id, params))
+      shapes = jax.tree.map(_shape, (dict(module.variables), args, kwargs))
+      first = isinstance(module, encoder)
+      found.append(Pass(module.clone(parent=None), *shapes, learns, first))
     return call(*args, **kwargs)
 
-  with nn.intercept_methods(note):
-    plan.model_flops(run, forward=True)
-  return seen
+  def forward(state, views):
+    learning.update(map(id, jax.tree.leaves(state.params)))
+    with nn.intercept_methods(note):
+      return run.method.forward(
+        state.params, state.method_state, views, step=state.step, train=True
+      )
+
+  views = jax.eval_shape(run.augment, read(run))
+  features, _ = jax.eval_shape(forward, run.abstract_state, views)
+  return found, features
 
 
-class Alone(NamedTuple):
-  """An encoder by itself: the forward pass's of the time of its two, and the
-  seconds an image by the images of a pass, over those of 512."""
-
-  forward: float
-  seconds: dict[int, float]
-
-  def slower(self, passes):
-    """How much longer an image takes, on average, than in a pass of 512."""
-    logs = np.log(list(self.seconds))
-    each = np.interp(np.log(passes), logs, list(self.seconds.values()))
-    return np.average(each, weights=passes)
-
-  @property
-  def told(self):
-    few, _, many = self.seconds
-    return f"{self.seconds[few]:.0%} and {self.seconds[many]:.0%}"
+def _shape(x):
+  known = isinstance(x, jax.Array)
+  return jax.ShapeDtypeStruct(x.shape, x.dtype) if known else x
 
 
-def of_encoder(path, rounds):
-  """Measures the encoder of a config in passes of 256, 512 and 1,024."""
-  encoder = run_lib.make_encoder(config_lib.load(path, []))
-  every = jax.random.normal(jax.random.key(0), (1024, 28, 28, 1))
-  params, stats = linen.init(encoder, jax.random.key(0), every[:2])
+def alone(run):
+  """`steps -> seconds of one`, of its passes and its objective, each alone."""
+  found, features = passes(run)
+  each = {}
+  for one in found:
+    each.setdefault(str(one), [one, 0])[1] += 1
+  calls = [(network(one), often) for one, often in each.values()]
+  calls.append((objective(run, features), 1))
 
-  def forward(params, x):
-    out, _ = linen.apply(encoder, params, stats, x, train=True)
-    return out["pooled"].sum()
+  def mean(steps):
+    total = 0.0
+    for call, often in calls:
+      start = time.perf_counter()
+      for _ in range(steps):
+        jax.block_until_ready(call())
+      total += often * (time.perf_counter() - start) / steps
+    return total
 
-  def seconds(function, x):
-    start = time.perf_counter()
-    jax.block_until_ready(function(params, x))
-    return time.perf_counter() - start
-
-  ways = jax.jit(forward), jax.jit(jax.value_and_grad(forward))
-  batches = [every[:n] for n in (256, 512, 1024)]
-  times = [
-    [[seconds(way, x) for way in ways] for x in batches]
-    for _ in range(1 + rounds)
-  ]
-  times = np.median(times[1:], axis=0)  # the first compiles
-  one, both = times[1]
-  each = {
-    len(x): t / len(x) / (both / 512) for x, (_, t) in zip(batches, times)
-  }
-  return Alone(one / both, each)
+  return mean
 
 
-def table(rows, alone):
+def network(one):
+  """Calls a `Pass`, and its way back where it learns."""
+  is_array = lambda x: isinstance(x, jax.ShapeDtypeStruct)
+  fixed = {k: v for k, v in one.kwargs.items() if not is_array(v)}
+  given = {k: v for k, v in one.kwargs.items() if is_array(v)}
+  rest = dict(one.variables)
+  params = rest.pop("params")
+
+  def total(params, args, given, rest):
+    out, changed = one.module.apply(
+      {"params": params, **rest}, *args, **given, **fixed, mutable=list(rest)
+    )
+    return sum(x.sum() for x in jax.tree.leaves(out)), changed
+
+  if one.learns:
+    by = (0,) if one.first else (0, 1)
+    total = jax.value_and_grad(total, by, has_aux=True, allow_int=True)
+  return _compiled(total, params, one.args, given, rest)
+
+
+def objective(run, features):
+  """Calls the objective of a method and its way back."""
+
+  def loss(features, params, state, step):
+    loss, (_, metrics) = run.method.objective(
+      params, state, features, step=step
+    )
+    return loss, metrics
+
+  state = run.abstract_state
+  loss = jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True)
+  return _compiled(loss, features, state.params, state.method_state, state.step)
+
+
+def _compiled(function, *shapes):
+  """Calls it on some numbers of these shapes."""
+  given = jax.tree.map(_some, shapes)
+  return functools.partial(jax.jit(function).lower(*given).compile(), *given)
+
+
+def _some(x):
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return jax.random.split(jax.random.key(0), x.shape)
+  if x.ndim and jnp.issubdtype(x.dtype, jnp.integer):  # places, all others
+    places = jax.lax.broadcasted_iota(x.dtype, x.shape, x.ndim - 1)
+    return jax.random.permutation(
+      jax.random.key(0), places, axis=-1, independent=True
+    )
+  return jax.random.uniform(jax.random.key(0), x.shape).astype(x.dtype)
+
+
+def table(rows):
   lines = [
     f"| {r['method']} | {r['encoder']} | {r['step_s']:.2f} "
     f"| {1000 * r['views_s']:.0f} ms | {r['forward_gflop']:.0f} "
@@ -196,7 +248,7 @@ def table(rows, alone):
     f"| {round(100 * r['off']):+d} % |"
     for r in rows
   ]
-  head = _HEAD.format(cpus=len(os.sched_getaffinity(0)), **alone)
+  head = _HEAD.format(cpus=len(os.sched_getaffinity(0)))
   return head + "\n".join(lines) + "\n"
 
 
@@ -208,16 +260,13 @@ def main():
   args = parser.parse_args()
   known = league.configs()
   names = [m for m in args.methods.split(",") if m] or list(known)
-  paths = {"resnet": known["simclr"], "vit": known["mocov3"]}
-  alone = {name: of_encoder(path, 5) for name, path in paths.items()}
   rows = []
   for name in names:
-    kind = "vit" if "_vit_" in known[name] else "resnet"
-    rows.append(measure(known[name], alone[kind], args.steps, args.rounds))
+    rows.append(measure(known[name], args.steps, args.rounds))
     print(json.dumps(rows[-1]), flush=True)
   if not args.methods:
     with open(_TABLE, "w") as f:
-      f.write(table(rows, alone))
+      f.write(table(rows))
 
 
 if __name__ == "__main__":

@@ -159,11 +159,12 @@ def plus_plus(
   trials = 2 + int(math.log(k))
   part_key, first_key, key = jax.random.split(key, 3)
   part = x[jax.random.choice(part_key, n, (rows,), replace=False)]
-  norms = jnp.square(part).sum(axis=1)
+  near = part - part.mean(axis=0)
+  norms = jnp.square(near).sum(axis=1)
 
   def to(places):
     """Squared distances [m rows] of all rows to those at `places` [m]."""
-    cross = jnp.dot(part[places], part.T, precision=_EXACT)
+    cross = jnp.dot(near[places], near.T, precision=_EXACT)
     return jnp.maximum(norms - 2 * cross + norms[places][:, None], 0.0)
 
   def add(i, carry):

@@ -1,6 +1,7 @@
 """The loop: batches in, checkpoints and metrics out, exact to resume."""
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -459,18 +460,21 @@ def environment() -> dict:
 
 
 def _commit():
-  """That of git; None outside a repository, or without git."""
+  """That of this file's repository, "-dirty" after it if anything is changed.
+
+  None without git, and where this is installed, maybe inside another's.
+  """
+  folder, name = os.path.split(os.path.abspath(__file__))
+  git = functools.partial(
+    subprocess.run, cwd=folder, capture_output=True, text=True, check=False
+  )
   try:
-    git = subprocess.run(
-      ["git", "rev-parse", "HEAD"],
-      cwd=os.path.dirname(os.path.abspath(__file__)),
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    if git(["git", "ls-files", "--error-unmatch", name]).returncode:
+      return None
+    commit = ["--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    return git(["git", "describe", *commit]).stdout.strip() or None
   except OSError:
     return None
-  return git.stdout.strip() or None
 
 
 def _cpus():

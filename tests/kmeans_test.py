@@ -92,6 +92,8 @@ def test_rows_far_from_the_origin_are_told_apart():
   far = kmeans.fit(x + 4096, k=4, key=KEY, start=start + 4096)
   np.testing.assert_array_equal(near.assignments, far.assignments)
   np.testing.assert_allclose(near.inertia, far.inertia, rtol=0.01)
+  near, far = (kmeans.plus_plus(rows, k=4, key=KEY) for rows in (x, x + 4096))
+  np.testing.assert_array_equal(near + 4096, far)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, jnp.bfloat16])

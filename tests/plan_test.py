@@ -343,7 +343,7 @@ def test_the_warm_up_does_not_limit_the_largest_batch(monkeypatch):
   config = config_lib.load(QUICK, ["--config.mesh.data=2"])
   config = plan_lib.changed(config, steps=40, batch_size=64)
   with config.unlocked():
-    config.schedule = schedule
+    config.schedule = schedule | {"warmup_steps": None}  # by `none`
   needs = lambda n: 5_000_000 + 12_345 * n
   found, _ = largest_of(
     monkeypatch, needs, needs(20), run=run_lib.build(config)
@@ -378,6 +378,22 @@ def test_floors_and_chip_hours(monkeypatch, bound, chip):
   np.testing.assert_allclose(row["step_s"], floors[bound] / mfu)
   hours = 2 * row["step_s"] * figures["steps"] / 3600
   np.testing.assert_allclose(row["chip_hours"], hours)
+
+
+def test_the_bound_is_what_the_step_waits_for(monkeypatch):
+  """Not a wire that is slower than products at their peak alone."""
+  real = hardware.devices
+  chip = hardware.Chip(2, 1e9, 2**34, 1e12, 1e12)
+  monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
+  plan_of = lambda: quick_plan(topologies=["cpu:2"], mfu=0.5)["topologies"]
+  floors = plan_of()["cpu:2"]["floors_s"]
+  for slower, bound in ((1.5, "flops"), (3, "interconnect")):
+    rate = floors["interconnect"] * 1e12 / floors["flops"] / slower
+    chip = chip._replace(wire_rate=rate)
+    row = plan_of()["cpu:2"]
+    assert row["bound"] == bound
+    longer = {"flops": 2, "interconnect": 3}[bound]
+    np.testing.assert_allclose(row["step_s"], longer * floors["flops"])
 
 
 CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.py")))

@@ -107,6 +107,23 @@ def test_simulated_devices_are_of_a_cpu(monkeypatch, tmp_path):
   assert [env[kept] for env in started] == ["0", "0"]  # all is compiled once
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_evaluation_is_as_the_config_has_it(monkeypatch, tmp_path, wanted):
+  started = []
+  monkeypatch.setattr(
+    trial.subprocess, "Popen", lambda args, **options: started.append(args)
+  )
+  flags = [f"--config.eval.last={wanted}"]
+  one = trial.Trial(CONFIG, str(tmp_path), flags, seed=0)
+  one.start("without")
+  one.start("as_it_is", *one.evaluated)
+  last = lambda c: [a for a in c if a.startswith("--config.eval.last=")][-1]
+  assert [last(command).rpartition("=")[2] for command in started] == [
+    "False",
+    str(wanted),
+  ]
+
+
 def test_a_single_checkpoint_is_too_few_to_damage():
   few = ["--config.checkpoint.keep=1", "--config.steps=8"]
   with pytest.raises(errors.UserError, match="kept 1 checkpoint: give --conf"):

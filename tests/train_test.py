@@ -635,6 +635,28 @@ def test_without_git_the_commit_is_not_known(monkeypatch):
   assert train.environment()["git"] is None
 
 
+def test_the_commit_is_of_what_runs(monkeypatch, tmp_path):
+  git = lambda *args: subprocess.run(
+    ["git", "-c", "user.name=a", "-c", "user.email=a@b", *args],
+    cwd=tmp_path,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.strip()
+  git("init")
+  git("commit", "--allow-empty", "--message=another project")
+  file = tmp_path / "train.py"
+  file.write_text("")
+  monkeypatch.setattr(train, "__file__", str(file))
+  assert train.environment()["git"] is None  # it is installed there
+  git("add", "train.py")
+  git("commit", "--message=its own")
+  git("tag", "v1")
+  assert train.environment()["git"] == git("rev-parse", "HEAD")
+  file.write_text("changed")
+  assert train.environment()["git"] == git("rev-parse", "HEAD") + "-dirty"
+
+
 def test_no_room_for_a_checkpoint_is_said_before_training(
   config, tmp_path, monkeypatch
 ):

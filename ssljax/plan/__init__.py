@@ -282,9 +282,11 @@ def _of_step(run, chip, compiled, figures):
     "hbm": program.hbm_bytes / chip.hbm_rate,
     "interconnect": program.wire_bytes / chip.wire_rate,
   }
-  exact = figures["effort"] == "default"
-  bound = max((k for k in floors if exact or k != "hbm"), key=floors.get)
-  step_s = max(floors["flops"] / figures["mfu"], floors[bound])
+  costs = floors | {"flops": floors["flops"] / figures["mfu"]}
+  if figures["effort"] != "default":
+    del costs["hbm"]
+  bound = max(costs, key=costs.get)
+  step_s = costs[bound]
   per_step = run.config.batch_size * run.source.per_example
   return row | {
     "floors_s": floors,
@@ -331,7 +333,11 @@ def _largest(run, chip, compiled):
     return None
   unit = run.mesh.devices.size * run.config.accumulate
   # Of so many epochs it may be longer than the run, where batches are smaller.
-  no_warmup = {k: 0 for k in run.config.schedule if k.startswith("warmup_")}
+  no_warmup = {
+    key: 0
+    for key, value in run.config.schedule.items()
+    if key.startswith("warmup_") and value is not None
+  }
 
   def compile_of(n):
     try:

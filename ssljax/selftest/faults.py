@@ -19,12 +19,12 @@ _TWO = ("killed", "whole")
 
 def resume(trial, *, kills, **unused):
   """SIGKILL, half of the times while a checkpoint is written."""
-  whole = trial.run("whole").figures
+  whole = trial.run("whole", *trial.evaluated).figures
   trial.say(f"not killed: {whole['steps']} steps, {whole['state_sha256']}")
   killed = []
   for i in range(kills):
     before = trial.last_step("killed")
-    process = trial.start("killed")
+    process = trial.start("killed", *trial.evaluated)
     if i % 2:
       what = "while saving"
       # By this process: what an earlier one left is gone when it trains.
@@ -42,7 +42,7 @@ def resume(trial, *, kills, **unused):
       killed.append(what)
     trial.end(process, "killed")
     trial.say(f"SIGKILL {what}; saved: {trial.steps('killed')}")
-  ended = trial.run("killed").figures
+  ended = trial.run("killed", *trial.evaluated).figures
   trial.expect("it was killed as often as asked", len(killed) == kills, killed)
   for name in ("loss", "monitor/rankme"):
     steps = lambda run, n=name: [r["step"] for r in trial.rows(run) if n in r]
@@ -55,15 +55,11 @@ def resume(trial, *, kills, **unused):
 def sigterm(trial, **unused):
   """SIGTERM at a random moment, to one process and to one of two."""
   whole = trial.run("whole").figures
-  process = trial.start("terminated")
   target = trial.rng.randint(1, max(1, whole["steps"] - 5))
-  trial_lib.wait(process, lambda: trial.last_step("terminated") >= target)
-  time.sleep(trial.rng.random() * whole["step_s"])
-  process.terminate()
-  status = trial.end(process, "terminated").status
+  late = trial.rng.random() * whole["step_s"]
+  trial.stop("terminated", target, late_s=late)
   last, saved = trial.last_step("terminated"), trial.steps("terminated")
-  trial.say(f"SIGTERM after step {target}: the last is {last}, saved {saved}")
-  trial.expect("it ends with 143", status == 143, status)
+  trial.say(f"SIGTERM after step {target}, and it ends with 143")
   trial.expect("no step is lost", saved[-1:] == [last], (saved, last))
   ended = trial.run("terminated").figures
   trial.expect(
@@ -130,9 +126,9 @@ def corrupt(trial, *, flips, **unused):
 def stall(trial, **unused):
   """A reader that hangs for 10 s, and a watchdog that wakes after 3."""
   hangs, patience = 10, 3
-  flags = [f"--config.watchdog_s={patience}", "--config.steps=30"]
+  flags = [f"--config.watchdog_s={patience}", "--config.steps=40"]
   start = time.perf_counter()
-  ended = trial.run("stalled", *flags, stall=(15, hangs))
+  ended = trial.stop("stalled", 20, *flags, stall=(15, hangs))
   whole = time.perf_counter() - start
   told = ended.stderr.count("Timeout (")
   trial.expect("all stacks are told", told >= 1, told)
@@ -149,9 +145,10 @@ def stall(trial, **unused):
 
 def diskfull(trial, **unused):
   """A file system that is full after about three checkpoints."""
-  whole = trial.run("whole", "--config.steps=4").figures
+  trial.stop("whole", 2)
   every = "--config.checkpoint.every_steps=2"
-  step = os.path.join(trial.checkpoints("whole"), str(whole["steps"]))
+  *_, step = trial.steps("whole")
+  step = os.path.join(trial.checkpoints("whole"), str(step))
   size = 4 * _bytes(step) + (1 << 19)
   mount = trial.workdir("small")
   with _small_disk(mount, size):

@@ -9,9 +9,6 @@ from ssljax import errors
 from ssljax import evaluate
 from ssljax.selftest import trial as trial_lib
 
-# Nothing is compiled but the step.
-_ALONE = ("--config.monitor.every_steps=0", "--config.eval.last=False")
-
 
 def devices(trial, **unused):
   """1, 2, 4 and 8 devices, the state whole or cut: the same losses."""
@@ -32,7 +29,9 @@ def devices(trial, **unused):
   for data, fsdp in meshes:
     name = f"{data}x{fsdp}"
     flags = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}"]
-    flags = ["--config.steps=5", *flags, *trial.slow, *_ALONE]
+    # Nothing is compiled but the step.
+    flags += ["--config.steps=5", "--config.monitor.every_steps=0"]
+    flags += trial.slow
     trial.run(name, *flags, devices=data * fsdp if simulated else None)
     losses[name], batches[name] = trial.losses(name), trial.batches(name)
     norms[name] = trial.losses(name, "grad_norm")

@@ -36,27 +36,30 @@ class Trial:
 
   Attributes:
     folder: of the workdirs.
-    modality: of the config's data.
+    config: as it is loaded.
     slow: flags for a hundredth of the learning rate, where runs that round
       otherwise are compared. A ReLU whose input is zero but for rounding turns,
       which changes a small network's gradient by a thousandth; at the rate of
       the config the losses part from there.
+    evaluated: flags with which a run is evaluated as the config has it, which
+      takes its time; without, none is.
     rng: of the moments and places of the faults.
     failures: what did not come out, a line each.
   """
 
   def __init__(self, config: str, folder: str, overrides, seed: int):
     self.folder = folder
-    loaded = config_lib.load(config, overrides)
-    self.modality = loaded.data.modality
-    rate = loaded.optimizer.learning_rate
+    self.config = config_lib.load(config, overrides)
+    rate = self.config.optimizer.learning_rate
     if rate is None:
       raise errors.UserError("config.optimizer.learning_rate is not given")
     self.slow = (f"--config.optimizer.learning_rate={rate / 100}",)
     self.rng = random.Random(seed)
     self.failures = []
+    self.evaluated = (f"--config.eval.last={self.config.eval.last}",)
     # Every step is told, so that it can be waited for.
-    self._flags = [f"--config={config}", "--config.log_every=1", *overrides]
+    self._flags = [f"--config={config}", *overrides]
+    self._flags += ["--config.log_every=1", "--config.eval.last=False"]
     self._environment = dict(os.environ)
     # The runs are of one program, which is compiled once, with all around it.
     folder = os.path.join(folder, "compiled")
@@ -142,14 +145,20 @@ class Trial:
       UserError: it ended with 2, a mistake in the config.
       Failed: it ended otherwise.
     """
-    ended = self.end(self.start(name, *flags, **options), name)
-    if ended.status != status:
-      lines = ended.stderr.strip().splitlines() or ["nothing on stderr"]
-      kind = errors.UserError if ended.status == 2 else Failed
-      raise kind(
-        f"a run ended with status {ended.status}, not {status}: {lines[-1]}"
-      )
-    return ended
+    started = self.start(name, *flags, **options)
+    return _with_status(status, self.end(started, name))
+
+  def stop(self, name, step, *flags, late_s=0.0, **options) -> Ended:
+    """Runs up to a step, and `late_s` more, and ends it by SIGTERM.
+
+    Raises:
+      as `run`, where it does not end with 143.
+    """
+    started = self.start(name, *flags, **options)
+    wait(started, lambda: self.last_step(name) >= step)
+    time.sleep(late_s)
+    started.terminate()
+    return _with_status(143, self.end(started, name))
 
   def rows(self, name) -> list[dict]:
     """Whole lines of metrics.jsonl."""
@@ -201,6 +210,16 @@ class Trial:
     whole = lambda n: digests.exist(os.path.join(folder, n))
     aside = lambda n: n.startswith(("damaged-", "unfinished-"))
     return any(not aside(n) and not whole(n) for n in names)
+
+
+def _with_status(status, ended):
+  if ended.status == status:
+    return ended
+  lines = ended.stderr.strip().splitlines() or ["nothing on stderr"]
+  kind = errors.UserError if ended.status == 2 else Failed
+  raise kind(
+    f"a run ended with status {ended.status}, not {status}: {lines[-1]}"
+  )
 
 
 def apart(one, other, steps: int | None = None) -> float:
