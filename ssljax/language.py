@@ -37,7 +37,8 @@ def generate(
 
   Returns:
     `text`, the prompt and what was added, an end of a document as a line's end;
-    `tokens`, how many; `step`.
+    of a run whose rows join no documents nothing after the first; `tokens`, how
+    many were added; `step`.
 
   Raises:
     UserError: no such run, a run of another method, a prompt that leaves no
@@ -48,8 +49,7 @@ def generate(
   decoder = _model(run, "gpt", workdir)
   tokenizer = run.source.tokenizer
   (given,) = tokenizer.encode([prompt])
-  first = [] if tokenizer.start is None else [tokenizer.start]
-  start = np.concatenate([first, given]).astype(np.int32)
+  start = np.concatenate([first_tokens(run), given]).astype(np.int32)
   if not len(start):
     raise errors.UserError(
       "the tokenizer has no token to start with: give a --prompt"
@@ -85,11 +85,28 @@ def generate(
     top_k=top_k,
     top_p=top_p,
   )
+  added = up_to_untrained(run, np.asarray(added[0]))
   return {
-    "text": lines(tokenizer, [*given, *np.asarray(added[0])]),
-    "tokens": tokens,
+    "text": lines(tokenizer, [*given, *added]),
+    "tokens": len(added),
     "step": int(state.step),
   }
+
+
+def first_tokens(run) -> list[int]:
+  """What stands before a document in the run's rows: a token, or none."""
+  tokenizer = run.source.tokenizer
+  joined = run.config.data.rows == "joined"
+  first = tokenizer.end if joined else tokenizer.start
+  return [] if first is None else [first]
+
+
+def up_to_untrained(run, tokens):
+  """Tokens [n] up to the end of a document, if nothing learns what follows."""
+  ends = np.flatnonzero(np.asarray(tokens) == run.source.tokenizer.end)
+  if run.config.data.rows == "joined" or not len(ends):
+    return tokens
+  return tokens[: ends[0] + 1]
 
 
 def context(run, decoder) -> int:

@@ -78,7 +78,15 @@ def build(config, *, source=None, devices=None) -> Run:
   check_batch(config, mesh)
   if source is None:
     source = open_source(config, config.data.split)
-  source.check(make_encoder(config))
+  encoder = make_encoder(config)
+  source.check(encoder)
+  # Rows with labels are read after training, when it is too late.
+  labelled = config.data.get("label_length") or 0
+  if labelled and labelled > encoder.positions:
+    raise errors.UserError(
+      f"config.data.label_length={labelled}, but config.encoder.positions="
+      f"{encoder.positions}: give a lower one"
+    )
   if len(source) < config.batch_size:
     raise errors.UserError(
       f"{source.name} has {len(source)} examples, fewer than "

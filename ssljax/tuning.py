@@ -5,6 +5,7 @@ import numpy as np
 
 from ssljax import core
 from ssljax import run as run_lib
+from ssljax import sharding
 from ssljax.data import sources
 from ssljax.evals import finetune
 from ssljax.evals import floors
@@ -20,7 +21,8 @@ def warmed(run: run_lib.Run, state, source):
   if not jax.tree.leaves(state.method_state.get("batch_stats", {})):
     return state
   rng = np.random.default_rng(0)
-  size = min(run.config.batch_size, len(source))
+  size, n = run.config.batch_size, len(source)
+  place = sharding.by_example(run.mesh)
 
   @jax.jit
   def forward(method_state, batch):
@@ -32,8 +34,9 @@ def warmed(run: run_lib.Run, state, source):
 
   method_state = state.method_state
   for _ in range(_WARM):
-    batch = source.read(np.sort(rng.choice(len(source), size, replace=False)))
+    batch = source.read(np.sort(rng.choice(n, size, replace=n < size)))
     batch["epoch"] = np.zeros(size, np.int32)
+    batch = jax.device_put(batch, place)
     method_state = method_state | forward(method_state, batch)
   return state._replace(method_state=method_state)
 

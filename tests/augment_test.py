@@ -241,3 +241,6 @@ def test_what_is_no_image_or_size_is_told():
     augment.make("none", size=(8, 8))(batch)
   with pytest.raises(errors.UserError, match="size=8: give .height, width"):
     augment.make("none", size=8)
+  for crop in (0.0, 1.5):
+    with pytest.raises(errors.UserError, match="crop=.*: give a part of"):
+      augment.make("none", size=(8, 8), crop=crop)

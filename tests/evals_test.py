@@ -581,6 +581,14 @@ def test_from_scratch_batch_norm_has_the_statistics_of_the_data(resnet):
   assert (np.abs(np.log(norm(warmed)["var"] / spread)) < 0.7).all()
 
 
+def test_statistics_of_fewer_examples_than_a_batch(resnet):
+  run, state = resnet
+  few = sources.Part(evaluate.labelled(run, None, "train"), np.arange(7))
+  warmed = tuning.warmed(run, state, few)
+  found = warmed.method_state["batch_stats"]["encoder"]["bn1"]["var"]
+  assert np.isfinite(found).all() and (found != 1).all()
+
+
 def test_raw_pixels_that_would_fill_the_memory_are_refused(monkeypatch):
   large = types.SimpleNamespace(
     modality="image", example={"image": ((224, 224, 3), np.uint8)}

@@ -1,5 +1,7 @@
 """Generating and filling, and the cache that makes it fast."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,36 @@ def test_an_end_of_a_document_is_a_line():
   row = np.concatenate([a, [tokenizer.end], b, [tokenizer.end]])
   assert language.lines(tokenizer, row) == "a b\nc d"
   assert language.lines(tokenizer, a) == "a b"
+
+
+@pytest.mark.parametrize("rows", ["one", "packed", "joined"])
+def test_a_text_begins_and_ends_as_the_rows_do(rows):
+  tokenizer = types.SimpleNamespace(start=1, end=2)
+  data = types.SimpleNamespace(rows=rows)
+  run = types.SimpleNamespace(
+    config=types.SimpleNamespace(data=data),
+    source=types.SimpleNamespace(tokenizer=tokenizer),
+  )
+  joined = rows == "joined"  # where only ends lie between documents
+  assert language.first_tokens(run) == [2 if joined else 1]
+  drawn = np.array([5, 2, 6, 2])
+  kept = language.up_to_untrained(run, drawn).tolist()
+  assert kept == [5, 2, 6, 2] if joined else kept == [5, 2]
+  assert language.up_to_untrained(run, drawn[:1]).tolist() == [5]
+  tokenizer.start = tokenizer.end = None
+  assert language.first_tokens(run) == []
+
+
+def test_generate_stops_where_a_document_ends(runs, monkeypatch):
+  run, state = evaluate.restore(runs["gpt"], examples=False)
+  monkeypatch.setattr(evaluate, "restore", lambda *_, **options: (run, state))
+  end = run.source.tokenizer.end
+  drawn = lambda *_, tokens, **options: np.full((1, tokens), end)
+  monkeypatch.setattr(language, "sample", drawn)
+  for rows, tokens in (("joined", 9), ("one", 1)):
+    run.config.data.rows = rows
+    figures = language.generate(runs["gpt"], prompt="The data", tokens=9)
+    assert (figures["text"], figures["tokens"]) == ("The data", tokens)
 
 
 def test_generate_goes_on_with_the_prompt(runs):

@@ -156,6 +156,22 @@ def test_all_splits_of_a_folder_have_its_classes_and_links_are_read_once(
   np.testing.assert_array_equal(got["label"], [-1, 1, 0, 1])
 
 
+@pytest.mark.parametrize(
+  "names, classes",
+  [
+    (["cat/a", "dog/a", "train/a"], ["cat", "dog", "train"]),
+    (["training/cat/a", "validation/dog/a"], ["cat", "dog"]),
+    (["train/a", "test/a", "unlabeled/a"], None),
+    (["train/cat/a", "rest/cat/a"], ["cat"]),
+  ],
+)
+def test_a_class_may_have_the_name_of_a_split(folder, names, classes):
+  files = {f"{name}.png": picture(i) for i, name in enumerate(names)}
+  got = sources.make(folder(files), split="all", labels=None)
+  assert got.class_names == classes
+  assert ("label" in got.read(np.arange(len(names)))) == bool(classes)
+
+
 def test_a_folder_is_the_same_in_whatever_order_the_disk_has_it(
   folder, tmp_path, monkeypatch
 ):

@@ -79,6 +79,14 @@ def test_the_tokenizer_is_of_the_training_split_whichever_is_first(folder):
   assert open_folder(folder).files == first.files
 
 
+def test_the_tokenizer_is_of_all_classes_one_of_them_named_train(tmp_path):
+  for kind in ("bird", "train"):
+    (tmp_path / kind).mkdir()
+    (tmp_path / kind / "a.txt").write_text(f"a {kind} whistles " * 9)
+  tokenizer = open_folder(tmp_path, split="all").files["tokenizer"]
+  assert "bird" in tokenizer and "train" in tokenizer
+
+
 def test_rows_of_lines(tmp_path):
   rows = [{"text": f"row {i}", "label": i % 3} for i in range(6)]
   lines = [json.dumps(row) for row in rows]
@@ -339,6 +347,7 @@ def quick(name, *flags):
   [
     (["--config.encoder.vocab=300"], "give --config.encoder.vocab=400"),
     (["--config.data.length=65"], "lower --config.data.length"),
+    (["--config.data.label_length=65"], "label_length=65, but config.encoder"),
     (["--config.data.tokenizer=gpt"], "needs a tokenizer with a mask"),
     (["--config.data.modality=sound"], "choose among image, text"),
     (["--config.augment.name=simclr"], "for text: choose among"),

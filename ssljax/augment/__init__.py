@@ -128,6 +128,10 @@ def _check(options, size):
     raise errors.UserError(
       f"config.augment.local_views={options['local_views']}: give 0 or more"
     )
+  if not 0 < options.get("crop", 1.0) <= 1:
+    raise errors.UserError(
+      f"config.augment.crop={options['crop']}: give a part of a side in (0, 1]"
+    )
   kernel = options.get("blur_kernel")
   if kernel is not None and (kernel < 1 or kernel % 2 == 0):
     raise errors.UserError(

@@ -20,7 +20,8 @@ def install(*packages: str) -> str:
   for command in ("update", f"install -y {wanted}"):
     try:
       done = subprocess.run(
-        [*sudo, "apt-get", *command.split()],
+        # Another process may be installing the same.
+        [*sudo, "apt-get", "-o", "DPkg::Lock::Timeout=60", *command.split()],
         check=False,
         capture_output=True,
         text=True,

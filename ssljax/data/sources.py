@@ -422,7 +422,7 @@ class Folder:
       )
     # Classes are those of all splits together, so that they agree.
     splits = _subfolders(path)
-    whole = split == "all" and not {"train", "test"} & set(splits)
+    whole = split == "all" and not has_splits(path)
     above = [""] if whole else splits
     classes = sorted(
       {c for folder in above for c in _classes(os.path.join(path, folder))}
@@ -455,6 +455,22 @@ class _Images(Folder):
   def get(self, indices):
     for i in indices:  # one at a time: photographs are large
       yield images.read_file(self.paths[i]), self.label(self.paths[i])
+
+
+_SPLITS = {"train", "training", "test", "testing"}
+_SPLITS |= {"val", "valid", "validation", "dev", "unlabeled", "extra"}
+
+
+def has_splits(path: str) -> bool:
+  """Whether the subfolders of a folder are its splits, and not its classes.
+
+  A class may have the name of a split: then others beside it do not, and none
+  of that name has subfolders.
+  """
+  names = set(_subfolders(path))
+  splits = names & _SPLITS
+  inside = lambda name: _classes(os.path.join(path, name))
+  return bool(splits) and (splits == names or any(map(inside, splits)))
 
 
 def _files(root):

@@ -287,9 +287,7 @@ def _trains(name, split):
   folder that has no splits."""
   folder = os.path.expanduser(name.removeprefix("folder:"))
   whole = name.startswith("folder:") and split == "all"
-  return split == "train" or (
-    whole and not os.path.isdir(os.path.join(folder, "train"))
-  )
+  return split == "train" or (whole and not sources.has_splits(folder))
 
 
 def _folder_of(name, data_dir):

@@ -2,7 +2,8 @@
 
 As `knn_classifier` of facebookresearch/dino `eval_knn.py`: cosine similarity,
 each of k neighbours votes for its label with weight exp(similarity /
-temperature). The default temperature, 0.1, is Wu's; DINO's is 0.07.
+temperature). The default temperature, 0.1, is that of Wu's script for CIFAR;
+theirs for ImageNet has 0.07, as DINO's.
 """
 
 import functools

@@ -130,7 +130,7 @@ def _samples(run, state, texts):
   decoder, tokenizer = run_lib.make_encoder(run.config), run.source.tokenizer
   starts = [t[:_PROMPT] for t in tokenizer.encode(texts[:200])]
   starts = [t for t in starts if len(t) == _PROMPT][:_SAMPLES]
-  first = [] if tokenizer.start is None else [tokenizer.start]
+  first = language.first_tokens(run)
   room = language.context(run, decoder) - _PROMPT - len(first)
   if not starts or room < 1:
     return []
@@ -146,7 +146,10 @@ def _samples(run, state, texts):
     top_p=0.95,
   )
   return [
-    (tokenizer.decode(a), language.lines(tokenizer, b))
+    (
+      tokenizer.decode(a),
+      language.lines(tokenizer, language.up_to_untrained(run, b)),
+    )
     for a, b in zip(starts, np.asarray(added))
   ]
 
