@@ -581,8 +581,11 @@ def test_from_scratch_batch_norm_has_the_statistics_of_the_data(resnet):
   assert (np.abs(np.log(norm(warmed)["var"] / spread)) < 0.7).all()
 
 
-def test_statistics_of_fewer_examples_than_a_batch(resnet):
-  run, state = resnet
+def test_statistics_of_fewer_examples_than_a_batch():
+  path = "configs/supervised_resnet18_fashion_mnist.py:quick"
+  flags = ["--config.mesh.data=1", "--config.encoder.bn_groups=4"]
+  run = run_lib.build(config_lib.load(path, flags))
+  state = run_lib.init_state(run)
   few = sources.Part(evaluate.labelled(run, None, "train"), np.arange(7))
   warmed = tuning.warmed(run, state, few)
   found = warmed.method_state["batch_stats"]["encoder"]["bn1"]["var"]
