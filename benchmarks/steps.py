@@ -255,7 +255,7 @@ def table(rows):
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("--methods", default="", help="names between commas")
-  parser.add_argument("--steps", type=int, default=2)
+  parser.add_argument("--steps", type=int, default=1)
   parser.add_argument("--rounds", type=int, default=3)
   args = parser.parse_args()
   known = league.configs()
