@@ -44,9 +44,9 @@ the same encoder.
 The ratio is predicted from SimCLR's step and the parts of both: the views; each
 forward pass through a network, with its backward pass where it learns, as often
 and of as many images, crops and visible tokens as the step has it; the
-objective. Each was timed by itself. What a step computes beside them, or twice,
-makes it slower than predicted; passes that do not wait for one another run
-beside each other in a step, and make it faster.
+objective. Each was timed by itself, with those numbers of images and tokens, so
+that what is predicted is not a count of products: by these alone CPC took 83 %
+more, MAE 29 % and I-JEPA 25 %.
 
 Each was timed in turn with SimCLR: compare ratios, not seconds. SimCLR's own
 row shows the noise.
