@@ -6,9 +6,9 @@ kept in `runs/compiled`, for a test starts its run again and again; where it is
 compiled again, for other devices and processes, it is optimised little. A row a
 test goes to `selftests.csv` beside this file, with the git commit; what is
 there is not run again, so that it can be made in parts: take the file away to
-begin anew. `--jobs` of them run at once, two at first: most of what one does
-takes one core. Prints each row as JSON, and ends with status 1 where one did
-not pass.
+begin anew. `--jobs` of them run at once, three at first: most of what one does
+takes one core of two, or waits. Prints each row as JSON, and ends with status 1
+where one did not pass.
 """
 
 import argparse
@@ -28,7 +28,9 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROWS = os.path.join(_ROOT, "benchmarks", "selftests.csv")
 _CACHE = {"JAX_COMPILATION_CACHE_DIR": os.path.join(_ROOT, "runs", "compiled")}
 _QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-_XLA = dict.fromkeys(("devices", "elastic", "multihost", "sigterm"), _QUICK)
+_XLA = dict.fromkeys(
+  ("devices", "elastic", "multihost", "nan", "sigterm"), _QUICK
+)
 _FIELDS = ("test", "method", "passed", "seconds", "failures", "git")
 _OF_ALL = ("resume", "devices", "nan")
 _FAMILIES = ("moco", "dino", "vicreg", "deepcluster_v2", "mae", "bert", "gpt")
@@ -78,7 +80,7 @@ def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("--tests", default="", help="names between commas")
   parser.add_argument("--methods", default="", help="names between commas")
-  parser.add_argument("--jobs", type=int, default=2, help="at once")
+  parser.add_argument("--jobs", type=int, default=3, help="at once")
   args = parser.parse_args()
   known = configs()
   tests = [t for t in args.tests.split(",") if t] or list(selftest.TESTS)

@@ -24,7 +24,7 @@ def devices(trial, **unused):
   # data x fsdp: each number of devices, with copies of the state and one cut.
   meshes = [(n, 1) for n in counts]
   meshes += [(1, n) for n in counts[1:]]
-  meshes += [(n // 2, 2) for n in counts if n > 2]
+  meshes += [(n // 2, 2) for n in counts[-1:] if n > 2]
   losses, norms, batches = {}, {}, {}
   for data, fsdp in meshes:
     name = f"{data}x{fsdp}"

@@ -11,9 +11,9 @@ _HEARTBEAT = 10  # seconds
 def multihost(trial, **unused):
   """Two processes: the numbers of one; and one of them is killed."""
   slow = ["--config.steps=24", "--config.checkpoint.every_steps=8", *trial.slow]
-  slow += trial.evaluated
-  one = trial.run("one", "--config.mesh.data=2", *slow, devices=2).figures
-  both = trial.end_both(trial.start_both("two", *slow), "two")
+  knn = [*slow, *trial.evaluated]
+  one = trial.run("one", "--config.mesh.data=2", *knn, devices=2).figures
+  both = trial.end_both(trial.start_both("two", *knn), "two")
   statuses = [ended.status for ended in both]
   trial.expect("two processes end well", statuses == [0, 0], statuses)
   if any(statuses):
@@ -26,6 +26,10 @@ def multihost(trial, **unused):
   sha = both[0].figures["state_sha256"]
   same = sha == both[1].figures["state_sha256"]
   trial.expect("both have the same state", same)
+  if one["knn"] is not None:
+    knns = [ended.figures["knn"] for ended in both]
+    near = knns[0] == knns[1] and abs(knns[0] - one["knn"]) < 0.01
+    trial.expect("kNN is within .01 of one's", near, (*knns, one["knn"]))
   killed = trial.start_both("killed", *slow, heartbeat=_HEARTBEAT)
   target = trial.rng.randint(1, max(1, one["steps"] - 5))
   trial_lib.wait(killed[0], lambda: trial.last_step("killed") >= target)
