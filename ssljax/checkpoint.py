@@ -80,13 +80,15 @@ class Checkpoints:
       logging.set_verbosity(verbosity)
 
   def latest_step(self, before: int | None = None) -> int | None:
-    """The newest step, or the newest before another; None is none."""
+    """The newest step, or the newest before another; None is none.
+
+    Beside a run that goes on, damaged ones are passed over, and told.
+    """
     if not self._read_only:  # what is damaged was set aside
       steps = sorted(self._manager.all_steps(), reverse=True)
       whole = lambda step: True
     else:
-      steps = steps_in(self._directory)
-      whole = lambda step: self._wrong_file(step) is None
+      steps, whole = steps_in(self._directory), self._is_whole
     older = (s for s in steps if before is None or s < before)
     return next(filter(whole, older), None)
 
@@ -164,6 +166,13 @@ class Checkpoints:
   def _folder(self, step):
     return os.path.join(self._directory, str(step))
 
+  def _is_whole(self, step):
+    told = step in self._wrong
+    wrong, folder = self._wrong_file(step), self._folder(step)
+    if wrong and not told and digests.exist(folder):  # else it is being written
+      logging.warning("%s is damaged (%s): passed over", folder, wrong)
+    return wrong is None
+
   def _wrong_file(self, step):
     """`digests.wrong_file` of a step, whose files are read once."""
     if step not in self._wrong:
@@ -178,9 +187,10 @@ class Checkpoints:
       step: of the checkpoint; None is the latest.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged.
+      UserError: there is no such checkpoint, it is damaged, or the run, which
+        goes on, has removed it.
     """
-    have = self._manager.all_steps()
+    have = sorted(steps_in(self._directory))
     asked, step = step, self.latest_step() if step is None else step
     if step not in have:
       what = "that is whole" if asked is None else f"of step {asked}"
@@ -189,20 +199,32 @@ class Checkpoints:
         f"no checkpoint {what} in {self._directory}: there is {there}"
       )
     folder = self._folder(step)
-    wrong = self._wrong_file(step)
-    if wrong is None:
-      args = ocp.args.StandardRestore(abstract)
-      try:
-        state = self._manager.restore(step, args=args)
-      except ValueError:  # Orbax names the first that differs, in many lines
-        _refuse_others(folder, _shapes(_arrays_in(folder)), _shapes(abstract))
-        raise
-      wrong = digests.wrong_array(state, digests.read(folder))
+    try:
+      wrong = self._wrong_file(step)
       if wrong is None:
-        return state
+        state = self._restored(step, abstract)
+        wrong = digests.wrong_array(state, digests.read(folder))
+    except Exception as e:
+      if os.path.isdir(folder):
+        raise
+      raise errors.UserError(
+        f"{folder} was removed while it was read, by the run, which goes on: "
+        "try again"
+      ) from e
+    if wrong is None:
+      return state
     raise errors.UserError(
       f"the checkpoint {folder} is damaged ({wrong}): give another --step"
     )
+
+  def _restored(self, step, abstract):
+    try:
+      args = ocp.args.StandardRestore(abstract)
+      return self._manager.restore(step, args=args)
+    except ValueError:  # Orbax names the first that differs, in many lines
+      folder = self._folder(step)
+      _refuse_others(folder, _shapes(_arrays_in(folder)), _shapes(abstract))
+      raise
 
   def restore_part(self, abstract: dict):
     """Restores these parts of the latest state alone.
@@ -289,6 +311,10 @@ def _set_aside(directory):
         "and cannot be verified: train again in another --workdir, or use the "
         "version of ssljax that wrote them"
       )
+  if found:  # earlier ones that never counted, each as large as a checkpoint
+    pattern = os.path.join(glob.escape(directory), "unfinished-*")
+    for path in glob.glob(pattern):
+      shutil.rmtree(path, ignore_errors=True)
   for step, kind, wrong in found:
     aside = os.path.join(directory, f"{kind}-{step}")
     shutil.rmtree(aside, ignore_errors=True)  # an earlier one of this step

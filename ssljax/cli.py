@@ -11,6 +11,7 @@ from absl import logging
 
 import ssljax
 from ssljax import errors
+from ssljax import files
 
 _USAGE = """\
 usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
@@ -52,7 +53,7 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
 The last line on stdout is one JSON object. Exit status: 0 done, 1 a selftest
 that did not pass, 2 a mistake in the command (told in one line), 3 stopped with
 the last checkpoint kept, 130 after Ctrl-C and 143 after SIGTERM, `train` with
-everything saved.
+everything saved (of several processes, after SIGTERM alone).
 """
 
 
@@ -62,24 +63,33 @@ def main(argv: list[str] | None = None) -> int:
     use_huge_pages()
     argv = sys.argv[1:]
   set_up()
+  return status(lambda: _run(argv))
+
+
+def status(run) -> int:
+  """Calls `run`, which returns a status; an error is told, in one line."""
+  try:
+    return run()
+  except errors.UserError as e:
+    return _end(e, 2)
+  except errors.SafeStop as e:
+    return _end(e, 3)
+  except KeyboardInterrupt:
+    return _end("interrupted", 128 + signal.SIGINT)
+
+
+def _run(argv):
   # As `python -m ssljax` has it: a config may name a module of the user's own.
   if sys.path[:1] != [here := os.getcwd()]:
     sys.path.insert(0, here)
-  try:
-    if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
-      print(_usage(argv), end="")
-      return 0
-    if argv[0] == "--version":
-      print(f"ssljax {ssljax.__version__}")
-      return 0
-    figures = _command(argv[0])(argv[1:])
-  except errors.UserError as e:
-    return end(e, 2)
-  except errors.SafeStop as e:
-    return end(e, 3)
-  except KeyboardInterrupt:
-    return end("interrupted", 128 + signal.SIGINT)
-  print(json.dumps(figures), flush=True)
+  if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
+    print(_usage(argv), end="")
+    return 0
+  if argv[0] == "--version":
+    print(f"ssljax {ssljax.__version__}")
+    return 0
+  figures = _command(argv[0])(argv[1:])
+  print(json.dumps(files.plain(figures)), flush=True)
   return 0 if figures.get("passed", True) else 1
 
 
@@ -107,10 +117,9 @@ def set_up() -> None:
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" {flag}="
 
 
-def end(error, status: int) -> int:
-  """Tells an error in one line; returns the exit status."""
+def _end(error, number):
   print(f"ssljax: {error}", file=sys.stderr, flush=True)
-  return status
+  return number
 
 
 def _usage(argv):

@@ -383,7 +383,8 @@ _RANGES = (
     "1 or more",
   ),
   (
-    r"method\.((\w+_)?temperature|epsilon|sigma)|encoder\.mlp_ratio",
+    r"method\.((\w+_)?temperature|epsilon|sigma)|encoder\.mlp_ratio|"
+    r"optimizer\.eps",
     lambda x: x > 0,
     "more than 0",
   ),
@@ -403,7 +404,7 @@ _RANGES = (
     r"encoder\.(registers|layer_scale)|augment\.(strength|jitter)|"
     r"data\.max_corrupt|monitor\.every_steps|eval\.every_epochs|watchdog_s|"
     r"schedule\.(end|warmup_init|factor)|"
-    r"optimizer\.(learning_rate|weight_decay_end|eps|eeta|trust_coefficient)",
+    r"optimizer\.(learning_rate|weight_decay_end|eeta|trust_coefficient)",
     lambda x: 0 <= x < math.inf,
     "0 or more",
   ),
@@ -421,6 +422,15 @@ def check(config: config_dict.ConfigDict) -> None:
     raise errors.UserError(
       f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
     )
+  for path, value in _flat(config.to_dict()).items():
+    try:
+      json.dumps(value)
+    except TypeError as e:
+      raise errors.UserError(
+        f"config.{path}={value!r} cannot be kept in config.json: give numbers, "
+        "words, tuples or dicts (a schedule of your own is for code of your "
+        "own, which calls the method's `make`)"
+      ) from e
   for section in _NAMED:
     if not isinstance(config[section].get("name"), str):
       raise errors.UserError(f"config.{section}.name is missing: give it")

@@ -69,7 +69,8 @@ def evaluate(
     perplexity, and of causal ones bits a byte.
     `finetune`: by fraction the mean accuracy over the seeds, its spread (the
     sample standard deviation) and all, from this start and from before training
-    (`scratch`), and `raw`, `linear` of the raw input. Kept in
+    (`scratch_`), the `labels` and the `rate` that were used, and `raw_linear`,
+    the linear probe of the raw input. Kept in
     `eval/<step>.json` in the workdir as well, beside what other protocols gave;
     of another dataset or split, their names follow the step.
 
@@ -77,6 +78,7 @@ def evaluate(
     UserError: no such run, checkpoint, protocol, dataset or split; the same for
       training and test; features of fewer blocks; or what no protocol reads.
   """
+  workdir = os.fspath(workdir)
   config = run_lib.restore_config(workdir).eval
   protocols = tuple(protocols or config.get("protocols", _FEATURES))
   known = config_lib.PROTOCOLS
@@ -296,8 +298,9 @@ def _file_name(figures, run):
 
 def _record(figures, path):
   """Adds the figures to those of other protocols, whole or not at all."""
+  joined = files.plain(_joined(_before(path), figures))
   try:
-    files.write(path, json.dumps(_joined(_before(path), figures), indent=2))
+    files.write(path, json.dumps(joined, indent=2))
   except OSError as e:
     raise errors.SafeStop(
       f"{path} could not be written ({e.strerror}): make room and evaluate "

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 
 from absl import logging
@@ -54,6 +55,17 @@ def whole(path: str, mode: str = "w", draft: str | None = None):
     with contextlib.suppress(OSError):
       os.remove(draft)
     raise
+
+
+def plain(value):
+  """A tree of dicts and lists as JSON holds it: null for what is not finite."""
+  if isinstance(value, dict):
+    return {key: plain(inner) for key, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(inner) for inner in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def rows(path: str) -> list[dict]:

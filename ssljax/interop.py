@@ -299,7 +299,9 @@ def _check_config(encoder, weights):
     raise errors.UserError(
       f"{path} has hidden_act={act}, and the layout gelu: give other weights"
     )
-  epsilon = found.get("layer_norm_eps") or 1e-6
+  # transformers leaves out what is its default: 1e-6 of vit_msn alone.
+  usual = 1e-6 if kind == "vit_msn" else 1e-12
+  epsilon = found.get("layer_norm_eps") or usual
   if not isinstance(epsilon, float) or epsilon > 1e-5:
     raise errors.UserError(
       f"{path} has layer_norm_eps={epsilon!r}, and the encoder's norms 1e-6: "

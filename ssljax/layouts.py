@@ -277,7 +277,9 @@ def read(layout: Layout, encoder, arrays, params, stats, *, file, grid):
 def _require_positions(theirs, ours, encoder, file):
   """Learned ones are of a size of images, which a square of them tells."""
   rows, columns = _grid(theirs, (0, 0))
-  if theirs.shape != ours.shape and theirs.shape[2:] == ours.shape[2:] and rows:
+  same = theirs.shape[2:] == ours.shape[2:]
+  # On one grid it is the class token that only one has, which its name tells.
+  if same and rows and (rows, columns) != _grid(ours, (0, 0)):
     raise errors.UserError(
       f"{file} has positions of {rows} x {columns} patches: give "
       f"--config.encoder.img_size={rows * encoder.patch}"

@@ -27,7 +27,6 @@ from ssljax import sharding
 _IN_FLIGHT = 2
 # Seconds between writes of TensorBoard's file, which wait for the disk.
 _TENSORBOARD_S = 10
-_MONITOR = "monitor/"  # before the names of what `monitors.measure` gives
 _SPENT = "seconds/"  # before the kinds of `clock`
 # What has to be finite; the last is of the parameters after the update.
 _FINITE = ("loss", "grad_norm", "param_norm")
@@ -46,7 +45,7 @@ class Log:
     workdir: the folder of the run.
     clock: of this process.
     start: the step that the run starts from; what was logged after is dropped.
-    dim: of what is monitored, for `monitors.collapse`; None where nothing is.
+    dim: of what is monitored, for `monitors.Watch`; None where nothing is.
 
   Attributes:
     figures: of the run so far, as the command prints them.
@@ -56,12 +55,10 @@ class Log:
   def __init__(self, run, workdir, clock, start, dim):
     self._run = run
     self._clock = clock
-    self._dim = dim
+    self._watch = monitors.Watch(dim)
     # (what takes them, step, values on the device)
     self._pending = collections.deque()
     self._warned = set()  # kinds of collapse
-    self._collapses = {}  # {what is watched: why it has collapsed, or None}
-    self._peaks = {}  # of each spread
     self._rows = []  # fetched, not yet written
     self._left_out = 0  # updates until now, one after the other
     self._rates = {}  # of some steps, by their first
@@ -164,28 +161,15 @@ class Log:
       self._write()
 
   def _monitored(self, step, figures):
-    self._emit({"step": step} | {_MONITOR + k: v for k, v in figures.items()})
+    named = {monitors.PREFIX + k: v for k, v in figures.items()}
+    self._emit({"step": step} | named)
 
   def _judge(self, row):
-    """Notes what a row tells of a collapse; returns the reasons in it."""
-    found = {}
-    row = {k: np.nan if v is None else v for k, v in row.items()}
-    figures = {
-      k.removeprefix(_MONITOR): v
-      for k, v in row.items()
-      if k.startswith(_MONITOR)
-    }
+    """Notes what a row tells; returns why it has collapsed, if it has."""
     self.figures["skipped"] += row.get("skipped", 0)
-    if figures:
-      found["embeddings"] = monitors.collapse(figures, self._dim)
-    for name, value in row.items():
-      if name.startswith("spread/") and np.isfinite(value):
-        peak = self._peaks[name] = max(value, self._peaks.get(name, value))
-        found[name] = monitors.lost_spread(name, value, peak)
-    self._collapses |= found
-    reasons = filter(None, self._collapses.values())
-    self.figures["collapsed"] = next(reasons, None)
-    return filter(None, found.values())
+    reasons = self._watch.judge(row)
+    self.figures["collapsed"] = self._watch.collapsed
+    return reasons
 
   def _write(self):
     """Writes the mean of the steps since the last row."""
@@ -244,7 +228,7 @@ class Log:
         self._warned.add(kind)
         logging.warning("step %d: %s", row["step"], reason)
     with self._told():
-      self._file.write(json.dumps(_plain(row)) + "\n")
+      self._file.write(json.dumps(files.plain(row)) + "\n")
       self._file.flush()
       self._tb.write(row)
 
@@ -325,11 +309,6 @@ class TensorBoard:
   def close(self):
     if self._writer is not None:
       self._writer.close()
-
-
-def _plain(row):
-  """A row as JSON has it: null for what is not finite."""
-  return {k: v if np.isfinite(v) else None for k, v in row.items()}
 
 
 def _drop_rows_after(path, step):

@@ -1,7 +1,7 @@
 """Label-free figures of a representation, to be watched while it is learned.
 
 Pure functions of embeddings, in float32 whatever the embeddings are in, finite
-for constant ones and usable inside `jit`; `collapse` reads their values on the
+for constant ones and usable inside `jit`; `Watch` judges their values on the
 host. Needs jax alone.
 """
 
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ssljax import ops
+
+PREFIX = "monitor/"  # before the names of `measure`'s figures in a log
 
 # The ranks of the eigenvalues that alpha-ReQ fits, counted from 1.
 _FIRST_RANK, _LAST_RANK = 11, 100
@@ -189,6 +191,43 @@ def lost_spread(name: str, value: float, peak: float) -> str | None:
       "examples have nearly the same"
     )
   return None
+
+
+class Watch:
+  """Judges the rows of a run's log, one after the other.
+
+  Args:
+    dim: as `collapse` takes it; None where nothing is measured.
+
+  Attributes:
+    collapsed: why the run has collapsed, by the last of what is watched, or
+      None.
+  """
+
+  def __init__(self, dim: int | None):
+    self._dim = dim
+    self._reasons = {}  # {what is watched: why it has collapsed, or None}
+    self._peaks = {}  # of each spread
+
+  @property
+  def collapsed(self) -> str | None:
+    return next(filter(None, self._reasons.values()), None)
+
+  def judge(self, row: dict[str, float | None]) -> list[str]:
+    """Takes a row, None being what is not finite; returns the reasons in it."""
+    row = {k: math.nan if v is None else v for k, v in row.items()}
+    figures = {
+      k.removeprefix(PREFIX): v for k, v in row.items() if k.startswith(PREFIX)
+    }
+    found = {}
+    if figures:
+      found["embeddings"] = collapse(figures, self._dim)
+    for name, value in row.items():
+      if name.startswith("spread/") and math.isfinite(value):
+        peak = self._peaks[name] = max(value, self._peaks.get(name, value))
+        found[name] = lost_spread(name, value, peak)
+    self._reasons |= found
+    return list(filter(None, found.values()))
 
 
 def _spread(figures):

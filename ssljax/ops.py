@@ -1,5 +1,6 @@
 """Operations that methods share: pure, on arrays. Needs jax alone."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -189,9 +190,10 @@ def sinkhorn(
   def scales(logits):
     scaled = jnp.exp((logits - high) / epsilon)
     u = present
+    times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     for _ in range(iterations):
-      v = 1 / (u @ scaled)
-      u = present / (scaled @ v)
+      v = 1 / times(u, scaled)
+      u = present / times(scaled, v)
     return jnp.where(there, u[:, None] * scaled * v, 0.0)
 
   def log_scales(logits):
@@ -244,6 +246,7 @@ def pca_whiten(x: jax.Array, dim: int) -> jax.Array:
   variances, axes = jnp.linalg.eigh(covariance)  # ascending
   variances, axes = variances[::-1][:dim], axes[:, ::-1][:, :dim]
   variances = jnp.maximum(variances, 1e-6 * variances[0])
+  variances = jnp.maximum(variances, jnp.finfo(x.dtype).tiny)  # of constants
   return jnp.matmul(x, axes / jnp.sqrt(variances), precision=exact)
 
 

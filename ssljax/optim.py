@@ -244,7 +244,8 @@ def lamb(
 
   What is excluded from decay has no adaptation either, as in the authors'
   google-research/albert `lamb_optimizer.py`; which, unlike the paper and this,
-  does not correct the moments' bias.
+  does not correct the moments' bias. Trust is of each parameter, and queries,
+  keys and values are one here, also BERT's, whose authors have three.
   """
   return optax.chain(
     _scale_by_adam(b1, b2, eps, moment_dtype=moment_dtype),

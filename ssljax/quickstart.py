@@ -12,6 +12,7 @@ from ssljax import cli
 from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import files
 from ssljax import report
 from ssljax import train
 from ssljax.data import prepare
@@ -22,13 +23,7 @@ _CONFIG = "configs/simclr_resnet18_fashion_mnist.py"
 def main() -> int:
   cli.use_huge_pages()
   cli.set_up()
-  try:
-    _run()
-  except errors.UserError as e:
-    return cli.end(e, 2)
-  except errors.SafeStop as e:
-    return cli.end(e, 3)
-  return 0
+  return cli.status(_run)
 
 
 def _run():
@@ -50,7 +45,8 @@ def _run():
     figures[name] = trained[name]
   figures["report"] = report.report([workdir])["report"]
   _tell(figures, workdir)
-  print(json.dumps(figures), flush=True)
+  print(json.dumps(files.plain(figures)), flush=True)
+  return 0
 
 
 def _tell(figures, workdir):

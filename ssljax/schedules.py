@@ -99,8 +99,8 @@ def schedule(
     factor: for "step".
 
   Raises:
-    UserError: an unknown name, a warm-up longer than the run, or "step" without
-      milestones in (0, 1).
+    UserError: an unknown name, a warm-up longer than the run, "step" without
+      milestones in (0, 1), or an option of another shape.
   """
   if warmup_steps > total_steps:
     raise errors.UserError(
@@ -110,6 +110,15 @@ def schedule(
   if name == "step" and not _fractions(milestones):
     raise errors.UserError(
       f"schedule step has milestones={milestones}: give fractions of the run"
+    )
+  unread = {
+    "end": end and name in ("constant", "step"),
+    "milestones": milestones and name != "step",
+    "factor": factor != 0.1 and name != "step",
+  }
+  for option in filter(unread.get, unread):
+    raise errors.UserError(
+      f"schedule {name} has no {option}: leave it out (none)"
     )
   rest = max(total_steps - warmup_steps, 1)
 

@@ -49,9 +49,12 @@ def train(config, workdir: str) -> dict:
     SafeStop: the loss is not finite, or a checkpoint could not be written; the
       last good checkpoint is kept.
     SystemExit: with 143, after SIGTERM, with everything saved.
-    KeyboardInterrupt: after SIGINT, with everything saved; after a second one,
-      or while nothing trains yet, at once.
+    KeyboardInterrupt: after SIGINT, in a process that is alone with everything
+      saved; after a second one without another step, and while nothing trains
+      yet, or in one of several processes, at once. What is being saved is
+      waited for.
   """
+  workdir = os.fspath(workdir)
   clock = clock_lib.Clock(config.watchdog_s)
   folder = os.path.join(workdir, "checkpoints")
   if checkpoint.steps_in(folder):  # before the data are read
@@ -200,6 +203,8 @@ def _loop(run, state, step_fn, log, clock, checkpoints, sets, monitor):
       # Read once: a signal later in this step ends the run after the next.
       stops = stopped.at(done)
       saves = last or stops or done % config.checkpoint.every_steps == 0
+      # A refresh takes long, and a signal waits for it.
+      saves |= bool(run.method.refresh) and done % run.steps_per_epoch == 0
       evaluates = sets and _evaluates(run, done)
       if evaluates or saves:
         log.flush()  # waits, so that nothing that is not finite is saved
@@ -339,7 +344,7 @@ class _Stopped:
     if number == signal.SIGINT:
       self._as_before(number)
       # No stream's own lock may be waited for here.
-      os.write(2, b"\nsaving; again ends at once\n")
+      os.write(2, b"\nsaving; again ends without another step\n")
 
   def _as_before(self, number):
     if (before := self._before.pop(number, None)) is not None:

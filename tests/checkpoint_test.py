@@ -120,11 +120,42 @@ def test_a_folder_that_is_no_checkpoint_is_set_aside(folder):
   assert sorted(os.listdir(folder)) == ["1", "2", "3", "unfinished-9"]
 
 
-def test_readers_pass_over_what_is_damaged_and_leave_it(folder):
+def test_of_what_never_counted_the_last_alone_stays(folder):
+  for name in ("unfinished-4", "damaged-5", "9"):
+    (folder / name).mkdir()
+  _restored(folder)
+  there = ["1", "2", "3", "damaged-5", "unfinished-9"]
+  assert sorted(os.listdir(folder)) == there
+  _restored(folder)
+  assert sorted(os.listdir(folder)) == there
+
+
+def test_readers_pass_over_what_is_damaged_and_leave_it(folder, caplog):
   (folder / "9").mkdir()
   _flip(max(_files(folder / "3"), key=os.path.getsize), 77)
   assert int(_restored(folder, read_only=True)["step"]) == 2
   assert sorted(os.listdir(folder)) == ["1", "2", "3", "9"]
+  (told,) = [r.getMessage() for r in caplog.records if "passed" in r.msg]
+  assert f"{folder}/3 is damaged (" in told
+
+
+def test_a_reader_beside_a_run_sees_what_it_saves_and_removes(
+  folder, monkeypatch
+):
+  checkpoints = checkpoint.Checkpoints(str(folder), read_only=True)
+  writer = checkpoint.Checkpoints(str(folder))
+  writer.save(7, _state(7))
+  writer.wait()
+  assert int(checkpoints.restore(_state(0))["step"]) == 7
+  read = digests.read
+
+  def removed(path):
+    shutil.rmtree(path)
+    return read(path)
+
+  monkeypatch.setattr(digests, "read", removed)
+  with pytest.raises(errors.UserError, match="7 was removed .*: try again"):
+    checkpoints.restore(_state(0))
 
 
 def test_a_step_that_was_asked_for_and_is_damaged_is_an_error(folder):

@@ -1,5 +1,6 @@
 """The command line misused: one line that names the mend, and status 2."""
 
+import json
 import os
 import re
 import sys
@@ -64,6 +65,30 @@ def test_decay_exclude_is_no_single_word(mistake):
   assert "decay_exclude='bias' is not tuple[str, ...]: give ('bias',)" in line
 
 
+def test_an_option_that_no_json_holds_is_told(mistake, tmp_path):
+  path = tmp_path / "scheduled.py"
+  path.write_text(
+    f"from ssljax import config\n\n"
+    f"def get_config(arg=None):\n"
+    f"  c = config.load({QUICK!r}, [])\n"
+    f"  with c.unlocked():\n"
+    f"    c.method = dict(name='simclr', temperature=lambda step: 0.5)\n"
+    f"  return config.finish(c, arg)\n"
+  )
+  line = mistake("train", f"--config={path}")
+  assert "config.method.temperature=<function" in line
+  assert "cannot be kept in config.json" in line
+  assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_finite_is_null_in_the_last_line(monkeypatch, capsys):
+  figures = {"loss": float("inf"), "of": [float("nan"), 1.5, {"a": "b"}]}
+  monkeypatch.setitem(cli._COMMANDS, "loss", lambda argv: figures)
+  assert cli.main(["loss"]) == 0
+  said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+  assert said == {"loss": None, "of": [None, 1.5, {"a": "b"}]}
+
+
 def test_a_misspelt_variant_is_told(mistake):
   line = mistake("train", f"--config={QUICK}k")
   assert "unknown variant 'quickk': choose among fast, quick" in line
@@ -102,6 +127,7 @@ WRONG = {
   "encoder.bn_groups=0": "encoder.bn_groups=0: give 1 or more",
   "method.num_layers=0": "method.num_layers=0: give 1 or more",
   "method.temperature=0": "method.temperature=0.0: give more than 0",
+  "optimizer.eps=0": "optimizer.eps=0: give more than 0",
   "augment.gray_p=1.5": "augment.gray_p=1.5: give from 0 to 1",
   "augment.area=(0.2,1.5)": "area=(0.2, 1.5): give from 0 to 1",
   "eval.every_epochs=-1": "every_epochs=-1.0: give 0 or more",
@@ -400,17 +426,25 @@ def test_a_small_variant_leaves_an_encoder_of_ones_own():
   assert config.data.name == "digits"
 
 
-@pytest.mark.parametrize("error, status", [("UserError", 2), ("SafeStop", 3)])
+@pytest.mark.parametrize(
+  "error, status",
+  [
+    (errors.UserError("the reason"), 2),
+    (errors.SafeStop("the reason"), 3),
+    (KeyboardInterrupt(), 130),
+  ],
+)
 def test_the_quickstart_tells_mistakes(monkeypatch, capsys, error, status):
   def ends(*_):
-    raise getattr(errors, error)("the reason")
+    raise error
 
   monkeypatch.setattr(cli, "use_huge_pages", lambda: None)
   monkeypatch.setattr(prepare, "prepare", lambda *_: None)
   monkeypatch.setattr(train, "train", ends)
   monkeypatch.chdir(ROOT)
   assert quickstart.main() == status
-  assert capsys.readouterr().err.splitlines() == ["ssljax: the reason"]
+  told = str(error) or "interrupted"
+  assert capsys.readouterr().err.splitlines() == [f"ssljax: {told}"]
 
 
 def test_a_section_may_be_a_dict():

@@ -215,6 +215,20 @@ def test_positions_of_other_images_name_their_size():
     read("timm", encoder, arrays)
 
 
+@pytest.mark.parametrize("theirs, ours", [("cls", "mean"), ("mean", "cls")])
+def test_a_class_token_that_one_lacks_is_named_and_no_size(theirs, ours):
+  make = lambda pool: vit.make(variant="Mu/2", pool=pool, img_size=8)
+  init = lambda encoder: encoder.init(
+    jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
+  )["params"]
+  grid, timm = (4, 4), layouts.LAYOUTS["timm"]
+  arrays = layouts.write(timm, make(theirs), init(make(theirs)), {}, grid=grid)
+  with pytest.raises(errors.UserError, match="cls_token"):
+    layouts.read(
+      timm, make(ours), arrays, init(make(ours)), {}, file="F", grid=grid
+    )
+
+
 @pytest.mark.parametrize(
   "options",
   [

@@ -51,7 +51,7 @@ def loop(tmp_path, monkeypatch):
     config = types.SimpleNamespace(
       **{"batch_size": 1, "log_every": 1, "nonfinite": "stop"},
       eval=types.SimpleNamespace(last=True, every_epochs=run.epochs),
-      checkpoint=types.SimpleNamespace(every_steps=2),
+      checkpoint=types.SimpleNamespace(every_steps=run.every),
       monitor=types.SimpleNamespace(every_steps=0),
     )
     built = types.SimpleNamespace(
@@ -60,6 +60,7 @@ def loop(tmp_path, monkeypatch):
       steps_per_epoch=4,
       source=types.SimpleNamespace(unit="image", per_example=1),
       learning_rate=lambda step: 0.1,
+      method=types.SimpleNamespace(refresh=run.refresh),
     )
     checkpoints = checkpoint.Checkpoints(folder, keep=run.keep)
     start = checkpoints.latest_step() or 0
@@ -74,6 +75,7 @@ def loop(tmp_path, monkeypatch):
     return log.figures
 
   run.steps, run.keep, run.epochs = 4, 3, None
+  run.every, run.refresh = 2, None
   run.saved = lambda: [
     int(name)
     for name in sorted(os.listdir(folder))
@@ -118,6 +120,15 @@ def test_the_state_is_saved_before_an_evaluation_can_fail(loop):
   with pytest.raises(errors.SafeStop, match="step 4: features hold NaN"):
     loop()
   assert loop.saved() == [2, 4]
+
+
+def test_the_state_is_saved_before_a_refresh_which_a_signal_waits_for(loop):
+  loop.every, loop.steps = 100, 9
+  loop()
+  assert loop.saved() == [9]
+  loop.steps, loop.refresh = 18, lambda: None
+  loop()
+  assert loop.saved() == [12, 16, 18]
 
 
 def _terminate():

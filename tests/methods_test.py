@@ -83,6 +83,12 @@ def test_moco_refuses_batch_norm_that_it_cannot_shuffle():
   trace(moco.make(_Normed(), queue_size=32, out_dim=8, bn_groups=1))
 
 
+def test_moco_has_groups_of_its_own():
+  encoder = resnet.make(variant="18", width=8, bn_groups=4)
+  with pytest.raises(errors.UserError, match="bn_groups=4: moco has method"):
+    moco.make(encoder)
+
+
 def test_a_raw_key_is_told():
   step = core.make_train_step(simclr.make(toys.Layer()), optax.sgd(0.1))
   state = jax.eval_shape(

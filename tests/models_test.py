@@ -460,6 +460,23 @@ def test_vit_sincos():
   assert not {"pos_embed", "cls_pos"} & set(params)
 
 
+def test_fixed_positions_of_another_size_are_interpolated():
+  make = functools.partial(vit.make, variant="Mu/2")
+  fixed, learned = (make(pos=pos) for pos in ("sincos2d", "learned"))
+  small = make(pos="sincos2d", img_size=8)
+  variables = fill(fixed, images())
+  run = lambda module, x, **more: apply(
+    module, {"params": variables["params"] | more}, x
+  )["tokens"]
+  x = images()
+  np.testing.assert_array_equal(run(small, x), run(fixed, x))
+  x = jnp.tile(x, (1, 2, 2, 1))  # 16 x 16
+  table = vit.sincos2d(32, 4, 4).reshape(4, 4, 32)
+  same = run(learned, x, pos_embed=table, cls_pos=jnp.zeros((1, 32)))
+  np.testing.assert_allclose(run(small, x), same, atol=1e-5)
+  assert not np.allclose(run(small, x), run(fixed, x), atol=0.1)
+
+
 def test_vit_drop_path():
   module = vit.make(variant="Mu/2", drop_path=0.5, depth=4)
   x = jnp.broadcast_to(images(1), (64, 8, 8, 3))
@@ -617,12 +634,16 @@ def test_a_head_of_dino_starts_with_the_deviation_given():
     np.testing.assert_allclose(layer["kernel"].std(), 0.1, rtol=0.1)
 
 
-def test_gelu_in_bfloat16_keeps_its_tail():
+@pytest.mark.parametrize("kind", ["exact", "tanh"])
+def test_gelu_in_bfloat16_keeps_its_tail(kind):
   x = jnp.linspace(-4, 4, 257, dtype=jnp.bfloat16)
-  f = jax.vmap(jax.value_and_grad(lambda x: vit.gelu(x, "exact")))
-  exact = lambda x: x * jax.scipy.stats.norm.cdf(x)
+  f = jax.vmap(jax.value_and_grad(lambda x: vit.gelu(x, kind)))
+  exact = {
+    "exact": lambda x: x * jax.scipy.stats.norm.cdf(x),
+    "tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  }[kind]
   exact = jax.vmap(jax.value_and_grad(exact))
-  for got, want in zip(jax.jit(f)(x), exact(x.astype(jnp.float32))):
+  for got, want in zip(f(x), exact(x.astype(jnp.float32))):
     assert got.dtype == jnp.bfloat16
     got = got.astype(jnp.float32)
     np.testing.assert_allclose(got, want, rtol=2**-8, atol=1e-6)

@@ -119,3 +119,8 @@ def test_sinkhorn_does_not_see_masked_rows_nor_overflow():
     np.testing.assert_array_equal(masked[8:], 0)
     none = ops.sinkhorn(x, epsilon=0.5, mask=jnp.zeros(12, bool))
     np.testing.assert_array_equal(none, 0)
+
+
+def test_constant_features_are_whitened_to_zero():
+  out = ops.pca_whiten(jnp.full((9, 4), 3.0), 2)
+  np.testing.assert_array_equal(out, np.zeros((9, 2)))

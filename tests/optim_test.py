@@ -434,8 +434,9 @@ def test_state_resumes_the_schedules():
   [("cosine", 1.5, 1.0), ("linear", 1.5, 1.0), ("constant", 2.0, 2.0)],
 )
 def test_schedules(name, half, last):
+  end = {} if name == "constant" else {"end": 1.0}
   f = schedules.schedule(
-    name, base=2.0, total_steps=110, warmup_steps=10, warmup_init=0.5, end=1.0
+    name, base=2.0, total_steps=110, warmup_steps=10, warmup_init=0.5, **end
   )
   got = [float(f(step)) for step in (0, 5, 10, 60, 110, 500)]
   want = [0.5, 1.25, 2.0, half, last, last]
@@ -542,6 +543,20 @@ STEPS_OF = dict(batch_size=1, steps_per_epoch=9, total_steps=9)
       "fractions of the run",
     ),
     (lambda: schedules.schedule("step", base=1, total_steps=9), "fractions"),
+    (
+      lambda: schedules.schedule("constant", base=1, total_steps=9, end=0.1),
+      "schedule constant has no end",
+    ),
+    (
+      lambda: schedules.schedule("cosine", base=1, total_steps=9, factor=0.5),
+      "schedule cosine has no factor",
+    ),
+    (
+      lambda: schedules.schedule(
+        "bert", base=1, total_steps=9, milestones=(0.5,)
+      ),
+      "schedule bert has no milestones",
+    ),
     (lambda: make_and_init(name="adamax"), "unknown optimizer 'adamax'"),
     (lambda: make_and_init(beta=0.9), "beta"),
     (lambda: make_and_init(groups=(dict(match="haed"),)), "no parameter"),

@@ -307,6 +307,26 @@ def test_a_probe_of_several_blocks_says_so():
   assert "25.0 points above" in said and "linear_last4" not in said
 
 
+def test_an_evaluation_of_one_split_names_it_alone():
+  splits = {"train": "", "test": "test"}
+  measured = {"step": 8, "dataset": "bible", "splits": splits, "protocol": {}}
+  one = record.Record("a", "a", {}, [], measured, {}, 1, 1.0)
+  assert "On bible (test) after step 8." in facts.evaluation(one)
+
+
+def test_a_logarithmic_axis_is_named():
+  rows = [{"step": i, "loss": 100.0 / 2**i} for i in range(9)]
+  one = record.Record("a", "a", {}, rows, None, {}, 1, 1.0)
+  assert "<small>0.3906, log</small>" in facts.curves([one])
+  assert "<small>log</small>" in facts.curves([one, one._replace(name="b")])
+
+
+def test_a_workdir_alone_is_no_list_of_letters(labelled):
+  workdir, _ = labelled
+  (one,) = record.read(workdir)
+  assert one == record.read([workdir])[0]
+
+
 def test_what_is_equal_is_neither_above_nor_below():
   said = markup.join(*facts._verdict({"": 0.5, "raw_": 0.5, "random_": 0.25}))
   assert "25.0 points above" in said and "equal to the raw input" in said

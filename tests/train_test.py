@@ -433,6 +433,19 @@ def test_features_of_several_blocks_have_names_of_their_own(tmp_path):
     evaluate.evaluate(workdir, protocols=("knn", "loss"), blocks=2)
 
 
+@pytest.mark.parametrize("name", ["mae", "ibot", "dinov2"])
+def test_a_method_of_one_class_token_takes_the_last_of_several(name):
+  flags = ["depth=2", "pool_blocks=2", "pool=cls"]
+  flags = [f"--config.encoder.{flag}" for flag in flags]
+  path = f"configs/{name}_vit_fashion_mnist.py:quick"
+  run = run_lib.build(config_lib.load(path, flags))
+  batch, key = run_lib.abstract_batch(run), jax.random.key(0)
+  jax.eval_shape(train.compile_step(run), run.abstract_state, batch, key)
+  images = {k: v for k, v in batch.items() if k in run.source.example}
+  wide = jax.eval_shape(run.embed, run.abstract_state, images).shape[-1]
+  assert wide == 2 * run.config.encoder.get("dim", 32)
+
+
 @pytest.mark.parametrize(
   "name, says",
   [

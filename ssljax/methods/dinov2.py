@@ -170,11 +170,13 @@ def make(
       train=train,
       mask=mask,
     )
+    pooled = distillation.of_last_block(pooled, encoder)
     student, student_patch = project(params, pooled, tokens)
     out, _ = distillation.apply_views(
       teacher_encoder, teacher["encoder"], {}, views, train=train, key=key
     )
-    targets = project(teacher, out["pooled"], out["tokens"])
+    class_token = distillation.of_last_block(out["pooled"], encoder)
+    targets = project(teacher, class_token, out["tokens"])
     targets, patch_targets = jax.lax.stop_gradient(targets)
     return {
       "student": student,

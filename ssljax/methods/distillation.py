@@ -134,6 +134,11 @@ def student_crops(encoder, params, stats, batch, *, train, mask=None):
   return pooled, out["tokens"], stats
 
 
+def of_last_block(pooled, encoder):
+  """Class tokens [... d] of the last block, where others are joined, too."""
+  return pooled[..., -encoder.dim :]
+
+
 def draw_masks(key, views, grid, *, probability, ratio, min_block):
   """Block masks bool [b views n] of global crops, each drawn by itself.
 

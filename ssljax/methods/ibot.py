@@ -148,16 +148,18 @@ def make(
       train=train,
       mask=mask,
     )
+    pooled = distillation.of_last_block(pooled, encoder)
     out, _ = distillation.apply_views(
       teacher_encoder, teacher["encoder"], {}, views, train=train, key=key
     )
+    class_token = distillation.of_last_block(out["pooled"], encoder)
     patches = project(teacher, out["tokens"])  # [b 2 n d]
     features = {
       "student": project(params, pooled),
       "student_patch": project(params, distillation.take(tokens, places)),
     }
     targets = {
-      "teacher": project(teacher, out["pooled"]),
+      "teacher": project(teacher, class_token),
       "teacher_patch": distillation.take(patches, places),
       "teacher_mean": patches.mean(axis=2),
     }

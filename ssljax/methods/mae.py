@@ -77,7 +77,8 @@ def make(
     )[0]
 
   def _class_token(out):
-    return out["pooled"] if has_class else None
+    # Of the last block, where those before are pooled, too.
+    return out["pooled"][:, -encoder.dim :] if has_class else None
 
   def predict(params, x, key, *, train):
     """Predictions [b n p*p*c] and the mask [b n]."""

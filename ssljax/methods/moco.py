@@ -47,6 +47,11 @@ def make(
   ops.require_queue(queue_size)
   query_encoder = key_encoder = encoder
   if hasattr(encoder, "bn_groups"):
+    if encoder.bn_groups != 1:
+      raise errors.UserError(
+        f"encoder.bn_groups={encoder.bn_groups}: moco has method.bn_groups for "
+        "that, of queries and keys: give it there"
+      )
     # A strided part shares with a consecutive one what two random parts share;
     # so no example moves, and no device has to send one.
     query_encoder = encoder.clone(bn_groups=bn_groups)

@@ -87,9 +87,9 @@ class ViT(nn.Module):
       the other way round, which is another order of channels); or "relative", a
       bias of the logits that all blocks share (BEiT, SimMIM, data2vec), which
       wants all patches and the size that it was learned for.
-    img_size: side, or height and width, of the images that learned positions
-      are for; None is the size at initialisation. For other sizes they are
-      interpolated (bicubic, antialiased).
+    img_size: side, or height and width, of the images that positions are for;
+      None is the size at initialisation, and of fixed ones that of the images
+      at hand. For other sizes they are interpolated (bicubic, antialiased).
     pool: "cls", or "mean" of the patches; both after the last norm.
     pool_blocks: "pooled" joins, from the first to the last, what so many of the
       last blocks give, each after that norm, as DINO's linear probe sees them.
@@ -235,19 +235,19 @@ class ViT(nn.Module):
     """[h*w dim], interpolated where they were learned for another grid."""
     if self.pos == "relative":
       return jnp.zeros((h * w, self.dim))
-    if self.pos == "sincos2d":
-      return jnp.asarray(sincos2d(self.dim, h, w))
-    if self.pos != "learned":
+    if self.pos not in ("learned", "sincos2d"):
       raise errors.UserError(
         f"unknown pos {self.pos!r}: relative, learned or sincos2d"
       )
-    if self.has_variable("params", "pos_embed"):
+    size = self.img_size or (h * self.patch, w * self.patch)
+    gh, gw = (size, size) if isinstance(size, int) else size
+    shape = (gh // self.patch, gw // self.patch, self.dim)
+    if self.pos == "sincos2d":
+      table = jnp.asarray(sincos2d(self.dim, *shape[:2])).reshape(shape)
+    elif self.has_variable("params", "pos_embed"):
       # The grid is the stored one's, whatever the images are now.
       table = self.get_variable("params", "pos_embed")
     else:
-      size = self.img_size or (h * self.patch, w * self.patch)
-      gh, gw = (size, size) if isinstance(size, int) else size
-      shape = (gh // self.patch, gw // self.patch, self.dim)
       init = vit_init.get(self.weight_init).positions
       table = self.param("pos_embed", init, shape)
     if table.shape[:2] != (h, w):
@@ -362,22 +362,20 @@ def _attention(qkv, heads, mask):
 
 
 def gelu(x, kind):
-  if kind == "tanh":
-    return nn.gelu(x, approximate=True)
-  if kind != "exact":
+  if kind not in ("exact", "tanh"):
     raise errors.UserError(f"unknown gelu {kind!r}: exact or tanh")
-  return _exact_gelu(x)
+  return _gelu(kind, x)
 
 
-@jax.custom_jvp
-def _exact_gelu(x):
-  return _value_and_slope(x)[0]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _gelu(kind, x):
+  return _value_and_slope(kind, x)[0]
 
 
-@_exact_gelu.defjvp
-def _exact_gelu_jvp(primals, tangents):
+@_gelu.defjvp
+def _gelu_jvp(kind, primals, tangents):
   # Its own rule: nothing in float32 is kept for the backward pass.
-  value, slope = _value_and_slope(*primals)
+  value, slope = _value_and_slope(kind, *primals)
   return value, slope * tangents[0]
 
 
@@ -393,11 +391,21 @@ def _erf_jvp(primals, tangents):
   return _erf(x), 2 / math.sqrt(math.pi) * jnp.exp(-jnp.square(x)) * t
 
 
-def _value_and_slope(x):
-  """Of x Phi(x); not jax.nn.gelu, whose erfc costs more than erf on a CPU."""
-  y = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 1 + erf cancels
-  cdf = 0.5 * (1 + _erf(y * math.sqrt(0.5)))
-  pdf = jnp.exp(-0.5 * jnp.square(y)) / math.sqrt(2 * math.pi)
+def _value_and_slope(kind, x):
+  """Of x Phi(x), or the same with a tanh that is near Phi.
+
+  Not jax.nn.gelu, whose erfc costs more than erf on a CPU.
+  """
+  # 1 + erf cancels, and so does 1 + tanh.
+  y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  if kind == "exact":
+    cdf = 0.5 * (1 + _erf(y * math.sqrt(0.5)))
+    pdf = jnp.exp(-0.5 * jnp.square(y)) / math.sqrt(2 * math.pi)
+  else:
+    scale, cubic = math.sqrt(2 / math.pi), 0.044715
+    t = jnp.tanh(scale * (y + cubic * y**3))
+    cdf = 0.5 * (1 + t)
+    pdf = 0.5 * (1 - t * t) * scale * (1 + 3 * cubic * jnp.square(y))
   return (y * cdf).astype(x.dtype), (cdf + y * pdf).astype(x.dtype)
 
 

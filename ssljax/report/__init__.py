@@ -16,7 +16,7 @@ def report(workdirs, out: str | None = None) -> dict:
   """Writes the page of one run or more.
 
   Args:
-    workdirs: of the runs.
+    workdirs: of the runs, or one.
     out: the HTML file; None is `report/index.html` in the first workdir.
 
   Returns:

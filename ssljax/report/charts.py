@@ -136,15 +136,16 @@ def _short(value, digits):
 
 def _strips(curves, x0, x1, px):
   """Places to point at: each says the values of all curves near it."""
-  steps = np.unique(np.concatenate([np.asarray(c[2]) for c in curves]))
+  curves = [(name, np.asarray(at), values) for name, _, at, values in curves]
+  steps = np.unique(np.concatenate([at for _, at, _ in curves]))
   steps = steps[np.unique(np.linspace(0, len(steps) - 1, _STRIPS).astype(int))]
   edges = (steps[1:] + steps[:-1]) / 2
   edges = np.concatenate([[min(x0, steps[0])], edges, [max(x1, steps[-1])]])
   parts = []
   for step, left, right in zip(steps, px(edges[:-1]), px(edges[1:])):
     said = [f"step {step}"]
-    for name, _, at, values in curves:
-      near = int(np.argmin(np.abs(np.asarray(at) - step)))
+    for name, at, values in curves:
+      near = int(np.argmin(np.abs(at - step)))
       if left <= px(at[near]) <= right:
         said.append(f"{name}: {values[near]:.7g}")
     box = dict(x=_round(left), y=_TOP, width=_round(right - left))

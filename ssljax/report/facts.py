@@ -95,7 +95,7 @@ def evaluation(record: record_lib.Record) -> markup.Html:
   splits = measured.get("splits")
   where = f"On {measured.get('dataset')}"
   if isinstance(splits, dict):
-    where += f" ({', '.join(map(str, splits.values()))})"
+    where += f" ({', '.join(str(s) for s in splits.values() if s)})"
   return markup.join(
     markup.tag("div", parts, class_="protocols"),
     _held_out(measured),
@@ -203,9 +203,8 @@ def _chart(name, lines, several):
   # What falls by powers of ten is seen on a logarithmic axis.
   log = name not in _LINEAR and min(values) > 0
   log = log and max(values) > 15 * min(values) and max(values) > 1
-  note = "log" if log else None
-  if not several:
-    note = f"{values[-1]:.4g}"
+  note = [] if several else [f"{values[-1]:.4g}"]
+  note += ["log"] if log else []
   last = [
     markup.tag("span", dot(i), f"{values[-1]:.4g}") for _, i, _, values in lines
   ]
@@ -214,7 +213,7 @@ def _chart(name, lines, several):
     markup.tag(
       "h3",
       markup.tag("span", _TITLES.get(name) or name.replace("_", " ")),
-      markup.tag("small", note),
+      markup.tag("small", ", ".join(note)),
     ),
     charts.lines(lines, log=log),
     markup.tag("p", last, class_="values") if several else None,

@@ -41,11 +41,13 @@ class Record(NamedTuple):
 
 
 def read(workdirs) -> list[Record]:
-  """The records of several workdirs, in their order, each once.
+  """The records of a workdir or several, in their order, each once.
 
   Raises:
     UserError: there is no run, or it has no checkpoint.
   """
+  if isinstance(workdirs, str | os.PathLike):
+    workdirs = [workdirs]
   workdirs = list(dict.fromkeys(map(os.path.abspath, workdirs)))
   return [_read(w, n) for w, n in zip(workdirs, _names(workdirs))]
 
