@@ -422,7 +422,7 @@ def test_features_of_several_blocks_have_names_of_their_own(tmp_path):
   assert "the last 2 blocks" in figures["protocol"]["knn_last2"]
   assert figures["raw_knn"] > 0.9 and "knn" not in figures
   one = evaluate.evaluate(workdir, **knn, blocks=1, floors=False)
-  plain = evaluate.evaluate(workdir, **knn, floors=False)
+  plain = evaluate.evaluate(tmp_path, **knn, floors=False)  # of pathlib, too
   assert one["knn_last1"] == plain["knn"] != figures["knn_last2"]
   kept = json.loads((tmp_path / "eval" / "0.json").read_text())
   both = {"knn", "knn_last2"}
