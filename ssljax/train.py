@@ -59,6 +59,8 @@ def train(config, workdir: str) -> dict:
   folder = os.path.join(workdir, "checkpoints")
   if checkpoint.steps_in(folder):  # before the data are read
     _refuse_another_config(config, workdir)
+  elif config.init_from and not checkpoint.steps_in(_start(config)):
+    raise _no_start(config)
   run = run_lib.build(config)
   _refuse_another_run(run, workdir)
   sets = _eval_sets(run)
@@ -488,6 +490,18 @@ def _cpus():
   return len(affinity(0)) if affinity else os.cpu_count()
 
 
+def _start(config):
+  """The folder of the checkpoints of `config.init_from`."""
+  return os.path.join(config.init_from, "checkpoints")
+
+
+def _no_start(config):
+  return errors.UserError(
+    f"no checkpoint in {_start(config)}: give the workdir of a run that has "
+    "one as --config.init_from"
+  )
+
+
 def first_state(run: run_lib.Run) -> core.TrainState:
   """The state before the first update.
 
@@ -497,13 +511,9 @@ def first_state(run: run_lib.Run) -> core.TrainState:
   if not run.config.init_from:
     return run_lib.init_state(run)
   _refuse_other_files(run, run.config.init_from)
-  folder = os.path.join(run.config.init_from, "checkpoints")
-  other = checkpoint.Checkpoints(folder, read_only=True)
-  if other.latest_step() is None:
-    raise errors.UserError(
-      f"no checkpoint in {folder}: give the workdir of a run that has one as "
-      "--config.init_from"
-    )
+  other = checkpoint.Checkpoints(_start(run.config), read_only=True)
+  if other.latest_step() is None:  # they are all damaged
+    raise _no_start(run.config)
   parts = ("params", "method_state")
   old = other.restore_part({k: getattr(run.abstract_state, k) for k in parts})
   return run_lib.init_state(run)._replace(**old)

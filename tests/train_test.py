@@ -618,14 +618,21 @@ def test_a_try_that_failed_leaves_the_workdir_free(
   monkeypatch.setattr(train, "_loop", loop)
   flags = ["train", f"--config={config}", f"--workdir={tmp_path}"]
   flags.append("--config.monitor.every_steps=0")
-  line = _main([*flags, "--config.init_from=/none"])
-  assert "no checkpoint in /none/" in line and "--config.init_from" in line
-  assert config_lib.restore(tmp_path / "config.json").init_from == "/none"
+  assert _main([*flags, "--config.seed=2"]) == "ssljax: it trains"
+  assert config_lib.restore(tmp_path / "config.json").seed == 2
   assert _main(flags) == "ssljax: it trains"
-  assert config_lib.restore(tmp_path / "config.json").init_from is None
+  assert config_lib.restore(tmp_path / "config.json").seed == 0
   (tmp_path / "checkpoints" / "20").mkdir()
   line = _main([*flags, "--config.seed=1"])
   assert "another config (seed: 0 -> 1)" in line
+
+
+def test_a_start_that_is_not_there_is_told_before_anything(config, tmp_path):
+  flags = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+  flags.append("--config.data.name=nowhere")  # which is not read yet
+  line = _main(["train", *flags, "--config.init_from=/none"])
+  assert "no checkpoint in /none/" in line and "--config.init_from" in line
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_ended_while_this_one_began_is_not_taken_over(
