@@ -199,23 +199,16 @@ class Checkpoints:
         f"no checkpoint {what} in {self._directory}: there is {there}"
       )
     folder = self._folder(step)
-    try:
+    with _there(folder):
       wrong = self._wrong_file(step)
       if wrong is None:
         state = self._restored(step, abstract)
         wrong = digests.wrong_array(state, digests.read(folder))
-    except Exception as e:
-      if os.path.isdir(folder):
-        raise
+      if wrong is None:
+        return state
       raise errors.UserError(
-        f"{folder} was removed while it was read, by the run, which goes on: "
-        "try again"
-      ) from e
-    if wrong is None:
-      return state
-    raise errors.UserError(
-      f"the checkpoint {folder} is damaged ({wrong}): give another --step"
-    )
+        f"the checkpoint {folder} is damaged ({wrong}): give another --step"
+      )
 
   def _restored(self, step, abstract):
     try:
@@ -233,11 +226,15 @@ class Checkpoints:
       abstract: {"params": ..., ...}, of jax.ShapeDtypeStruct with shardings.
 
     Raises:
-      UserError: there is no checkpoint, or it has other arrays.
+      UserError: there is no checkpoint, it has other arrays, or the run, which
+        goes on, has removed it.
     """
     if (step := self.latest_step()) is None:
       raise errors.UserError(f"no checkpoint in {self._directory}")
-    folder = self._folder(step)
+    with _there(self._folder(step)):
+      return self._part(self._folder(step), abstract)
+
+  def _part(self, folder, abstract):
     there = {k: v for k, v in _arrays_in(folder).items() if k in abstract}
     _refuse_others(folder, _shapes(there), _shapes(abstract))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -269,6 +266,20 @@ class Checkpoints:
       logging.error("%s", e)
     finally:
       self.close()
+
+
+@contextlib.contextmanager
+def _there(folder):
+  """An error while a checkpoint is read, which is gone then, is due to that."""
+  try:
+    yield
+  except Exception as e:
+    if os.path.isdir(folder):
+      raise
+    raise errors.UserError(
+      f"{folder} was removed while it was read, by the run, which goes on: try "
+      "again"
+    ) from e
 
 
 def steps_in(directory: str) -> list[int]:

@@ -385,7 +385,7 @@ _RANGES = (
   (
     r"method\.((\w+_)?temperature|epsilon|sigma)|encoder\.mlp_ratio|"
     r"optimizer\.eps",
-    lambda x: x > 0,
+    lambda x: 0 < x < math.inf,
     "more than 0",
   ),
   (
@@ -422,15 +422,7 @@ def check(config: config_dict.ConfigDict) -> None:
     raise errors.UserError(
       f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
     )
-  for path, value in _flat(config.to_dict()).items():
-    try:
-      json.dumps(value)
-    except TypeError as e:
-      raise errors.UserError(
-        f"config.{path}={value!r} cannot be kept in config.json: give numbers, "
-        "words, tuples or dicts (a schedule of your own is for code of your "
-        "own, which calls the method's `make`)"
-      ) from e
+  to_dict(config)
   for section in _NAMED:
     if not isinstance(config[section].get("name"), str):
       raise errors.UserError(f"config.{section}.name is missing: give it")
@@ -480,7 +472,20 @@ def save(config: config_dict.ConfigDict, path: str) -> None:
 
 
 def to_dict(config: config_dict.ConfigDict) -> dict:
-  """As plain JSON holds it: tuples are lists."""
+  """As plain JSON holds it: tuples are lists.
+
+  Raises:
+    UserError: a value that JSON does not have.
+  """
+  for path, value in _flat(config.to_dict()).items():
+    try:
+      json.dumps(value)
+    except TypeError as e:
+      raise errors.UserError(
+        f"config.{path}={value!r} cannot be kept in config.json: give numbers, "
+        "words, tuples or dicts (a schedule of your own is for code of your "
+        "own, which calls the method's `make`)"
+      ) from e
   return json.loads(json.dumps(config.to_dict()))
 
 

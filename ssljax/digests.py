@@ -141,6 +141,8 @@ def exist(folder: str) -> bool:
     processes = _read(first)["processes"]
   except ValueError:  # it was, and is damaged
     return True
+  except FileNotFoundError:  # it has just been removed
+    return False
   names = map(_NAME.format, range(processes))
   return all(os.path.exists(os.path.join(folder, name)) for name in names)
 

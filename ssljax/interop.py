@@ -442,9 +442,15 @@ def _with(state, params, stats):
 
 
 def _grid(run, encoder):
-  """(rows, columns) of the patches in the views that evaluation sees."""
+  """(rows, columns) of the patches in the views that evaluation sees.
+
+  Where the encoder has fixed positions of another size, in images of that.
+  """
   if not isinstance(encoder, vit.ViT):
     return None
+  if encoder.pos == "sincos2d" and encoder.img_size:
+    h, w = np.broadcast_to(encoder.img_size, 2).tolist()
+    return h // encoder.patch, w // encoder.patch
   view = run.view_for_eval
   batch = {
     "image": jax.ShapeDtypeStruct((1, *run.source.shape), np.uint8),

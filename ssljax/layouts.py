@@ -241,7 +241,9 @@ def read(layout: Layout, encoder, arrays, params, stats, *, file, grid):
   fixed = getattr(encoder, "pos", None) == "sincos2d"
   place = layout.rename("pos_embed")[0]
   if fixed and place in arrays:
-    grid = _grid(arrays[place], grid)
+    own, grid = grid, _grid(arrays[place], grid)
+    if encoder.img_size and grid != own:
+      raise _of_another_size(file, grid, encoder)
   params, stats = _flatten(params), _flatten(stats)
   like = params | stats
   # Memory that nobody touches is not taken.
@@ -280,10 +282,15 @@ def _require_positions(theirs, ours, encoder, file):
   same = theirs.shape[2:] == ours.shape[2:]
   # On one grid it is the class token that only one has, which its name tells.
   if same and rows and (rows, columns) != _grid(ours, (0, 0)):
-    raise errors.UserError(
-      f"{file} has positions of {rows} x {columns} patches: give "
-      f"--config.encoder.img_size={rows * encoder.patch}"
-    )
+    raise _of_another_size(file, (rows, columns), encoder)
+
+
+def _of_another_size(file, grid, encoder):
+  rows, columns = grid
+  return errors.UserError(
+    f"{file} has positions of {rows} x {columns} patches: give "
+    f"--config.encoder.img_size={rows * encoder.patch}"
+  )
 
 
 def _compare_positions(theirs, ours, file):

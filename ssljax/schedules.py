@@ -111,15 +111,6 @@ def schedule(
     raise errors.UserError(
       f"schedule step has milestones={milestones}: give fractions of the run"
     )
-  unread = {
-    "end": end and name in ("constant", "step"),
-    "milestones": milestones and name != "step",
-    "factor": factor != 0.1 and name != "step",
-  }
-  for option in filter(unread.get, unread):
-    raise errors.UserError(
-      f"schedule {name} has no {option}: leave it out (none)"
-    )
   rest = max(total_steps - warmup_steps, 1)
 
   def progress(step):
@@ -143,6 +134,15 @@ def schedule(
   if name not in shapes:
     raise errors.UserError(
       f"unknown schedule {name!r}: choose among {', '.join(shapes)}"
+    )
+  unread = {
+    "end": end and name in ("constant", "step"),
+    "milestones": milestones and name != "step",
+    "factor": factor != 0.1 and name != "step",
+  }
+  for option in filter(unread.get, unread):
+    raise errors.UserError(
+      f"schedule {name} has no {option}: leave it out (none)"
     )
 
   def value(step):

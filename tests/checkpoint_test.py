@@ -139,23 +139,37 @@ def test_readers_pass_over_what_is_damaged_and_leave_it(folder, caplog):
   assert f"{folder}/3 is damaged (" in told
 
 
-def test_a_reader_beside_a_run_sees_what_it_saves_and_removes(
-  folder, monkeypatch
-):
+def test_a_reader_beside_a_run_sees_what_it_saves(folder):
   checkpoints = checkpoint.Checkpoints(str(folder), read_only=True)
   writer = checkpoint.Checkpoints(str(folder))
   writer.save(7, _state(7))
   writer.wait()
   assert int(checkpoints.restore(_state(0))["step"]) == 7
-  read = digests.read
 
-  def removed(path):
-    shutil.rmtree(path)
-    return read(path)
 
-  monkeypatch.setattr(digests, "read", removed)
-  with pytest.raises(errors.UserError, match="7 was removed .*: try again"):
-    checkpoints.restore(_state(0))
+@pytest.mark.parametrize(
+  "module, name, read",
+  [
+    (digests, "read", lambda c: c.restore(_state(0))),
+    (digests, "_of_file", lambda c: c.restore(_state(0), 3)),
+    (checkpoint, "_arrays_in", lambda c: c.restore_part({"params": None})),
+  ],
+)
+def test_a_step_that_a_run_removes_while_it_is_read_is_told(
+  folder, monkeypatch, module, name, read
+):
+  checkpoints = checkpoint.Checkpoints(str(folder), read_only=True)
+  if name != "_of_file":
+    assert checkpoints.latest_step() == 3  # whose files are read by then
+  call = getattr(module, name)
+
+  def gone(*args):
+    shutil.rmtree(folder / "3", ignore_errors=True)
+    return call(*args)
+
+  monkeypatch.setattr(module, name, gone)
+  with pytest.raises(errors.UserError, match="3 was removed .*: try again"):
+    read(checkpoints)
 
 
 def test_a_step_that_was_asked_for_and_is_damaged_is_an_error(folder):

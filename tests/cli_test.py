@@ -128,6 +128,7 @@ WRONG = {
   "method.num_layers=0": "method.num_layers=0: give 1 or more",
   "method.temperature=0": "method.temperature=0.0: give more than 0",
   "optimizer.eps=0": "optimizer.eps=0: give more than 0",
+  "method.temperature=inf": "temperature=inf: give more than 0",
   "augment.gray_p=1.5": "augment.gray_p=1.5: give from 0 to 1",
   "augment.area=(0.2,1.5)": "area=(0.2, 1.5): give from 0 to 1",
   "eval.every_epochs=-1": "every_epochs=-1.0: give 0 or more",

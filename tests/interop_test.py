@@ -438,3 +438,11 @@ def test_an_export_is_of_the_network_that_is_evaluated(tmp_path, monkeypatch):
     found[network] = interop.read_file(out)
   assert_same(found[None], found["teacher"])
   assert (found["encoder"]["conv1.weight"] != found[None]["conv1.weight"]).all()
+
+
+def test_fixed_positions_are_written_as_the_encoder_has_them():
+  flags = ["--config.encoder.pos=sincos2d", "--config.encoder.img_size=16"]
+  config = VIT.partition("=")[2]
+  for more, grid in ((flags[:1], (4, 4)), (flags, (8, 8))):
+    run = run_lib.build(config_lib.load(config, more))
+    assert interop._grid(run, run_lib.make_encoder(run.config)) == grid

@@ -229,6 +229,19 @@ def test_a_class_token_that_one_lacks_is_named_and_no_size(theirs, ours):
     )
 
 
+def test_fixed_positions_are_of_the_size_that_is_given():
+  encoder = vit.make(variant="Mu/2", pos="sincos2d", img_size=8)
+  images = jnp.zeros((1, 16, 16, 3))
+  params = encoder.init(jax.random.key(0), images, train=False)["params"]
+  timm = layouts.LAYOUTS["timm"]
+  use = functools.partial(layouts.read, timm, encoder, file="F")
+  arrays = layouts.write(timm, encoder, params, {}, grid=(4, 4))
+  assert use(arrays, params, {}, grid=(4, 4))[4] == 0
+  other = layouts.write(timm, encoder, params, {}, grid=(8, 8))
+  with pytest.raises(errors.UserError, match="8 x 8 .*encoder.img_size=16$"):
+    use(other, params, {}, grid=(4, 4))
+
+
 @pytest.mark.parametrize(
   "options",
   [

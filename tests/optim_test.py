@@ -544,6 +544,12 @@ STEPS_OF = dict(batch_size=1, steps_per_epoch=9, total_steps=9)
     ),
     (lambda: schedules.schedule("step", base=1, total_steps=9), "fractions"),
     (
+      lambda: schedules.schedule(
+        "stepp", base=1, total_steps=9, milestones=(0.5,)
+      ),
+      "unknown schedule 'stepp'",
+    ),
+    (
       lambda: schedules.schedule("constant", base=1, total_steps=9, end=0.1),
       "schedule constant has no end",
     ),
