@@ -37,7 +37,7 @@ usage: ssljax <command> [flags] | ssljax <command> --help | ssljax --version
            [--kills=5] [--flips=20] [--config.key=value ...]
                 NAME: resume, corrupt, sigterm, diskfull, devices, nan,
                 stall, multihost, elastic, badrecord
-  plan --config=FILE[:variant,...] --topology=v5e:4x4[,v5p:8x8x8,cpu:8,...]
+  plan --config=FILE[:variant,...] --topology=v5e:4x4[,h100:4x8,cpu:8,...]
        [--json] [--remat=none,dots,full] [--largest] [--mfu=0.4]
        [--effort=O0] [--examples=N --classes=N] [--config.key=value ...]
           what a step takes on chips that are not here; effort: of the compiler,

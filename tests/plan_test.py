@@ -218,6 +218,41 @@ def test_a_program_is_read_with_its_loops():
   assert program.hbm_bytes == arguments + 2 * (loop + entry) + result
 
 
+# As the GPUs' compiler writes it: what a start gives begins with its operands.
+GPU = """
+ENTRY %main (a: f32[8,128], b: bf16[64,64]) -> f32[64,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %b = bf16[64,64]{1,0} parameter(1)
+  %gather = ((f32[8,128]{1,0}, f32[8,2]{1,0}), (f32[64,128]{1,0}, f32[64,2]{1,0})) all-gather-start(%a, %a), channel_id=1, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={0}
+  %both = (f32[64,128]{1,0}, f32[64,2]{1,0}) all-gather-done(%gather)
+  %g = f32[64,128]{1,0} get-tuple-element(%both), index=0
+  %scatter = ((f32[64,128]{1,0}), f32[8,128]{1,0}) reduce-scatter-start(%g), channel_id=2, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={0}, to_apply=%add
+  %part = f32[8,128]{1,0} reduce-scatter-done(%scatter)
+  %swap = ((f32[8,128]{1,0}), (f32[8,128]{1,0})) collective-permute-start(%part), channel_id=3, source_target_pairs={{0,1},{1,0}}
+  %other = f32[8,128]{1,0} collective-permute-done(%swap)
+  %dot = (bf16[64,64]{1,0}, s8[4194304]{0}) custom-call(%b, %b), custom_call_target="__cublas$lt$matmul"
+  %d = bf16[64,64]{1,0} get-tuple-element(%dot), index=0
+  ROOT %out = f32[64,128]{1,0} custom-call(%d, %other), custom_call_target="mine"
+}
+"""  # noqa: E501
+
+
+def test_a_program_of_a_gpu_is_read():
+  program = hlo.read(GPU, 8)
+  whole, part = 64 * 128 * 4, 8 * 128 * 4
+  pair = whole + 64 * 2 * 4
+  assert program.collectives == {
+    "all-gather": {"count": 1, "bytes": pair},
+    "reduce-scatter": {"count": 1, "bytes": whole},
+    "collective-permute": {"count": 1, "bytes": part},
+  }
+  assert program.wire_bytes == (pair + whole) * 7 / 8 + part
+  # Without the bytes that cuBLAS works in.
+  arguments, product = part + 64 * 64 * 2, 64 * 64 * 2
+  written = pair + 2 * part + product
+  assert program.hbm_bytes == arguments + 2 * written + whole
+
+
 def test_results_are_written_and_not_read():
   text = """
 %update (p: f32[64], g: f32[64]) -> (f32[64], f32[64]) {
@@ -449,8 +484,12 @@ def test_what_is_not_known_of_the_data_is_asked_for():
 
 
 @pytest.mark.parametrize(
-  "name", ["v5e", "v5e:4by4", "cpu:x", "cpu:100000", "tpu:8", "cuda:1", ""]
-)
+  "name",
+  [
+    "v5e", "v5e:4by4", "cpu:x", "cpu:100000", "tpu:8", "cuda:1", "",
+    "h100", "h100:0", "h100:2x2x8", "t4:8",
+  ],
+)  # fmt: skip
 def test_an_unknown_topology_is_told(name):
   with pytest.raises(errors.UserError, match="unknown --topology"):
     hardware.devices(name)
@@ -469,10 +508,30 @@ def test_what_a_quick_compiler_moves_does_not_bound_the_step(monkeypatch):
   assert row["bound"] != "hbm" and row["step_s"] < row["floors_s"]["hbm"]
 
 
-def test_a_tpu_without_libtpu_names_the_extra(monkeypatch):
+@pytest.mark.parametrize("name", ["v5e:4x4", "h100:8", "a100:4x8"])
+def test_what_a_topology_lacks_is_told_with_the_extra(name, monkeypatch):
   monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(errors.UserError, match=r"pip install 'ssljax\[plan\]'"):
-    hardware.devices("v5e:4x4")
+    hardware.devices(name)
+
+
+def test_a_gpu_has_the_memory_that_jax_takes(monkeypatch):
+  for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    monkeypatch.delenv(name, raising=False)
+  chip = hardware.chip_of_gpu("h100")
+  np.testing.assert_allclose(chip.hbm, 0.75 * 84942979072)
+  monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".9")
+  np.testing.assert_allclose(
+    hardware.chip_of_gpu("h100").hbm, 0.9 * 84942979072
+  )
+
+
+def test_a_program_of_a_gpu_is_what_runs_with_a_quick_compiler(monkeypatch):
+  real = hardware.devices
+  chip = hardware.Chip(0, 1e15, 2**34, 1e9, 1e15, gpu=True)
+  monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
+  row = quick_plan(topologies=["cpu:2"])["topologies"]["cpu:2"]
+  assert row["bound"] == "hbm"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def plan(
 
   Args:
     config: as `train` takes it.
-    topologies: names, as `hardware.devices` takes them.
+    topologies: names, as `hardware.devices` takes them. GPUs that are not here
+      have matrix products by cuBLAS and convolutions by cuDNN, without the room
+      that these take for their work.
     remat: names of `models/remat.py` to compile beside the config's own.
     largest: whether to look for the largest batch that fits, which compiles the
       step some three times more.
@@ -55,8 +57,8 @@ def plan(
     effort: of XLA's TPU compiler, O0 to O3, or "default", which is training's
       and may take several times as long. O0 is the quickest. Its peak memory is
       some percent more or less than a run's, and it moves 1.7 to 5.5 times as
-      much through HBM (README); so that counts for `bound` and `step_s` of
-      "default" alone.
+      much through HBM (README); so that counts for `bound` and `step_s` of TPUs
+      with "default" alone. The GPUs' compiler does the same at each.
     examples: of the dataset, where they are not known here.
     classes: of its labels, where they are not known here.
 
@@ -192,8 +194,10 @@ def compile_step(run, chip) -> Compiled:
   lowered = train.compile_step(run).lower(
     run.abstract_state, run_lib.abstract_batch(run), _key()
   )
+  # Triton's products are chosen by timing them on a GPU.
+  away = {"xla_gpu_enable_triton_gemm": False} if chip and chip.gpu else {}
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=away)
   except jax.errors.JaxRuntimeError as e:
     # It says one or the other; the second leaves arguments out.
     used = re.search(
@@ -283,7 +287,7 @@ def _of_step(run, chip, compiled, figures):
     "interconnect": program.wire_bytes / chip.wire_rate,
   }
   costs = floors | {"flops": floors["flops"] / figures["mfu"]}
-  if figures["effort"] != "default":
+  if figures["effort"] != "default" and not chip.gpu:
     del costs["hbm"]
   bound = max(costs, key=costs.get)
   step_s = costs[bound]

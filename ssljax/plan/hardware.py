@@ -18,11 +18,12 @@ class Chip(NamedTuple):
   """What a chip can do at most.
 
   Attributes:
-    dimensions: of a slice.
+    dimensions: of a slice of TPUs.
     flops: of bfloat16 matrix products, a second.
     hbm: bytes that a program may take.
     hbm_rate: bytes a second.
     wire_rate: bytes a second over all links to other chips.
+    gpu: whether it is one.
   """
 
   dimensions: int
@@ -30,6 +31,7 @@ class Chip(NamedTuple):
   hbm: float
   hbm_rate: float
   wire_rate: float
+  gpu: bool = False
 
 
 # Rates by cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory as libtpu gives it to
@@ -41,12 +43,50 @@ CHIPS = {
 }
 
 
+class _Gpu(NamedTuple):
+  """What XLA asks of a GPU, and the rates of NVIDIA's data sheets."""
+
+  kind: str
+  capability: int
+  cores: int
+  units: int  # float32 units of a core
+  shared: int  # KiB of a core
+  l2: int
+  clock: float  # GHz
+  memory: int
+  memory_rate: float
+  flops: float  # of bfloat16 products without sparsity
+  link_rate: float  # of NVLink in one direction
+
+
+# By openxla/xla `xla/backends/gpu/target_config/specs`.
+_GPUS = {
+  "a100": _Gpu(
+    "NVIDIA A100-SXM4-80GB", 8, 108, 64, 164, 41943040, 1.41,
+    85100068864, 2039e9, 312e12, 300e9,
+  ),
+  "h100": _Gpu(
+    "NVIDIA H100 80GB HBM3", 9, 132, 128, 228, 52428800, 1.98,
+    84942979072, 3352e9, 989e12, 450e9,
+  ),
+  "h200": _Gpu(
+    "NVIDIA H200", 9, 132, 128, 228, 52428800, 1.98,
+    151397597184, 4800e9, 989e12, 450e9,
+  ),
+  "b200": _Gpu(
+    "NVIDIA B200", 10, 148, 128, 228, 132644864, 1.965,
+    191514411008, 7672e9, 2250e12, 900e9,
+  ),
+}  # fmt: skip
+
+
 def devices(topology: str) -> tuple[list, Chip | None]:
   """The devices of a topology, and what each can do where that is known.
 
   Args:
-    topology: "v5e:4x4" and the like, which need libtpu and no chip; "cpu:8", of
-      simulated devices; or "cuda", the GPUs that are there.
+    topology: "v5e:4x4" and the like, which need libtpu and no chip; "h100:8" or
+      "h100:4x8", four hosts of eight, which need jax' CUDA plugin, no GPU and
+      no CUDA; "cpu:8", of simulated devices; or "cuda", the GPUs that are here.
 
   Raises:
     UserError: there is no such topology here.
@@ -61,6 +101,8 @@ def devices(topology: str) -> tuple[list, Chip | None]:
       raise errors.UserError(
         "--topology=cuda: jax finds no GPU here; pip install 'ssljax[cuda12]'"
       ) from e
+  if kind in _GPUS and re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", shape):
+    return _cuda(topology, _GPUS[kind], shape), chip_of_gpu(kind)
   if kind in CHIPS and re.fullmatch(r"\d+(x\d+)+", shape):
     chip = CHIPS[kind]
     if shape.count("x") != chip.dimensions - 1:  # at which libtpu aborts
@@ -71,7 +113,8 @@ def devices(topology: str) -> tuple[list, Chip | None]:
     return _tpu(topology), chip
   raise errors.UserError(
     f"unknown --topology={topology}: give v5e:4x4, v5p:8x8x8, v6e:16x16 or the "
-    "like, cpu:8 or cuda"
+    f"like, {':8, '.join(_GPUS)}:8, hosts before them as in h100:4x8, cpu:8 or "
+    "cuda"
   )
 
 
@@ -85,6 +128,62 @@ def _cpu(n):
   return jax.devices("cpu")[:n]
 
 
+def chip_of_gpu(kind: str) -> Chip:
+  """With as much memory as jax takes of it, and NVLink also between hosts."""
+  gpu = _GPUS[kind]
+  share = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get(
+    "XLA_PYTHON_CLIENT_MEM_FRACTION"
+  )
+  hbm = float(share or 0.75) * gpu.memory
+  return Chip(0, gpu.flops, hbm, gpu.memory_rate, gpu.link_rate, gpu=True)
+
+
+def _cuda(topology, gpu, shape):
+  if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+    raise errors.UserError(
+      f"--topology={topology} needs jax' CUDA plugin: "
+      "pip install 'ssljax[plan]'"
+    )
+  hosts, _, gpus = shape.rpartition("x")
+  return _described(
+    topology,
+    platform="cuda",
+    topology=f"1x{hosts or 1}x{gpus}",
+    target_config=_target(gpu),
+  )
+
+
+def _target(gpu):
+  """A GPU as XLA's `GpuTargetConfigProto`, in its text form."""
+  shared = gpu.shared * 1024
+  return f"""
+    gpu_device_info {{
+      threads_per_block_limit: 1024
+      threads_per_warp: 32
+      threads_per_core_limit: 2048
+      shared_memory_per_block: 49152
+      shared_memory_per_block_optin: {shared - 1024}
+      shared_memory_per_core: {shared}
+      core_count: {gpu.cores}
+      fpus_per_core: {gpu.units}
+      block_dim_limit_x: 2147483647
+      block_dim_limit_y: 65535
+      block_dim_limit_z: 65535
+      memory_bandwidth: {gpu.memory_rate:.0f}
+      l2_cache_size: {gpu.l2}
+      clock_rate_ghz: {gpu.clock}
+      device_memory_size: {gpu.memory}
+      cuda_compute_capability {{ major: {gpu.capability} }}
+      registers_per_core_limit: 65536
+      registers_per_block_limit: 65536
+    }}
+    platform_name: "CUDA"
+    dnn_version_info {{ major: 9 minor: 10 }}
+    runtime_version {{ major: 12 minor: 8 }}
+    device_description_str: "{gpu.kind}"
+  """
+
+
 def _tpu(topology):
   if importlib.util.find_spec("libtpu") is None:
     raise errors.UserError(
@@ -94,8 +193,12 @@ def _tpu(topology):
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   # Else one process alone may; no chip is taken here.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  return _described(topology, platform="tpu", topology_name=topology)
+
+
+def _described(topology, /, **options):
   try:
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    found = topologies.get_topology_desc(**options)
   except Exception as e:  # jax' own, of several kinds
     raise errors.UserError(
       f"--topology={topology}: {str(e).splitlines()[0][:200]}"

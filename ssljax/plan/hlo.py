@@ -136,18 +136,28 @@ def _is_free(i):
 
 def _moved(kind, i, devices):
   """(bytes of the whole array, bytes that leave this chip)."""
-  arrays = [_bytes(m[0], on_chip=True) for m in _ARRAY.finditer(i.shape)]
-  if i.opcode.endswith("-start") and kind == "all-gather":
-    arrays = arrays[len(arrays) // 2 :]  # the operands come first
-  elif i.opcode.endswith("-start") and kind == "collective-permute":
-    arrays = arrays[1:2]
-  n, size = _group(i.rest, devices), sum(arrays)
+  shape = i.shape
+  if i.opcode.endswith("-start") and kind != "all-reduce":
+    shape = _parts(shape)[1]  # the operands come first
+  n, size = _group(i.rest, devices), _bytes(shape, on_chip=True)
   if i.opcode.startswith("reduce-scatter"):  # of which the result is a part
     size *= n
   if kind == "collective-permute":
     return size, size
   twice = 2 if kind == "all-reduce" else 1
   return size, twice * size * (n - 1) / n
+
+
+def _parts(shape):
+  """Of a tuple's type, those of its elements, which may be tuples."""
+  parts, depth = [""], 0
+  for c in shape[1:-1]:
+    depth += (c in "([{") - (c in ")]}")
+    if c == "," and not depth:
+      parts.append("")
+    else:
+      parts[-1] += c
+  return parts
 
 
 def _group(rest, devices):
@@ -193,7 +203,11 @@ def _outputs(i, computations):
   if i.opcode == "dynamic-update-slice":
     return [0]  # in place; what is put there was written by another
   if i.opcode != "fusion":
-    return [_bytes(m[0]) for m in _ARRAY.finditer(i.shape)]
+    shape = i.shape
+    if 'custom_call_target="__cu' in i.rest:
+      # At the end, the bytes that cuBLAS or cuDNN may work in.
+      shape = re.sub(r", [su]8\[\d+\][^,]*\)$", ")", shape)
+    return [_bytes(m[0]) for m in _ARRAY.finditer(shape)]
   inner = {j.name: j for j in computations[_called(i, computations)[0][0]]}
   root = next(j for j in inner.values() if j.root)
   names = _operands(root) if root.opcode == "tuple" else [root.name]

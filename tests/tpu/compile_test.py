@@ -1,7 +1,7 @@
 """Every config's own step compiles for a TPU: `make test-tpu`.
 
-No chip is needed, but libtpu. AIM of 600M parameters needs more memory than
-four v5e have.
+And one of each family for GPUs. No chip is needed, but libtpu and jax' CUDA
+plugin. AIM of 600M parameters needs more memory than four v5e have.
 """
 
 import glob
@@ -18,6 +18,7 @@ from ssljax.plan import hardware
 from ssljax.plan import source as source_lib
 
 pytest.importorskip("libtpu")
+pytest.importorskip("jax_cuda12_plugin")
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.py")))
 # What is whitened, and KoLeo's groups, must part the batch.
@@ -47,10 +48,7 @@ def test_a_second_process_plans_at_the_same_time():
     other.communicate("\n")
 
 
-@pytest.mark.parametrize(
-  "path", CONFIGS, ids=lambda p: os.path.basename(p)[:-3]
-)
-def test_compiles(path):
+def compile_for(topology, path):
   config = config_lib.load(path, [])
   # A batch of 8 examples a chip shows what a large one would, and sooner.
   batch = BATCHES.get(config.method.name, 32)
@@ -60,11 +58,36 @@ def test_compiles(path):
   examples = EXAMPLES.get(config.data.name)
   encoder = run_lib.make_encoder(config)
   source = source_lib.of(config, encoder, examples, 100)
-  devices, chip = hardware.devices(
-    "v5p:2x2x1" if config.method.name == "aim" else "v5e:2x2"
-  )
+  devices, chip = hardware.devices(topology)
   run = run_lib.build(config, source=source, devices=devices)
   with plan.effort_of("O0"):
-    compiled = plan.compile_step(run, chip)
+    return plan.compile_step(run, chip)
+
+
+@pytest.mark.parametrize(
+  "path", CONFIGS, ids=lambda p: os.path.basename(p)[:-3]
+)
+def test_compiles(path):
+  name = "v5p:2x2x1" if "aim_vit_imagenet" in path else "v5e:2x2"
+  compiled = compile_for(name, path)
   assert compiled.peak > 0 and compiled.program is not None
+  assert compiled.program.collectives["all-reduce"]["count"] > 0
+
+
+FAMILIES = (
+  "simclr_resnet50_imagenet",
+  "swav_resnet50_imagenet",
+  "dinov2_vit_imagenet",
+  "mae_vit_imagenet",
+  "bert_base_wikipedia",
+  "gpt_124m_webtext",
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_compiles_for_gpus_of_two_hosts(name):
+  compiled = compile_for(
+    "h100:2x2", os.path.join(ROOT, "configs", f"{name}.py")
+  )
+  assert compiled.peak > 0 and compiled.program.hbm_bytes > 0
   assert compiled.program.collectives["all-reduce"]["count"] > 0
