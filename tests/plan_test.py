@@ -526,7 +526,18 @@ def test_a_gpu_has_the_memory_that_jax_takes(monkeypatch):
   )
 
 
-def test_a_program_of_a_gpu_is_what_runs_with_a_quick_compiler(monkeypatch):
+def test_options_of_the_compiler_for_gpus_that_are_not_here():
+  gpu = hardware.chip_of_gpu("a100")
+  named = lambda: set(plan_lib._options(gpu))
+  with plan_lib.effort_of("O0"):
+    assert named() == {"xla_gpu_enable_triton_gemm", "xla_disable_hlo_passes"}
+    assert plan_lib._options(hardware.CHIPS["v5e"]) == {}
+  with plan_lib.effort_of("default"):
+    assert named() == {"xla_gpu_enable_triton_gemm"}
+  assert plan_lib._options(None) == {}  # of GPUs that are here
+
+
+def test_what_a_gpu_moves_bounds_the_step_at_any_effort(monkeypatch):
   real = hardware.devices
   chip = hardware.Chip(0, 1e15, 2**34, 1e9, 1e15, gpu=True)
   monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))

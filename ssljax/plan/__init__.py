@@ -58,7 +58,8 @@ def plan(
       and may take several times as long. O0 is the quickest. Its peak memory is
       some percent more or less than a run's, and it moves 1.7 to 5.5 times as
       much through HBM (README); so that counts for `bound` and `step_s` of TPUs
-      with "default" alone. The GPUs' compiler does the same at each.
+      with "default" alone. Of GPUs, O0 leaves Triton's softmax out, for which
+      the compiler tries tilings for minutes.
     examples: of the dataset, where they are not known here.
     classes: of its labels, where they are not known here.
 
@@ -194,10 +195,8 @@ def compile_step(run, chip) -> Compiled:
   lowered = train.compile_step(run).lower(
     run.abstract_state, run_lib.abstract_batch(run), _key()
   )
-  # Triton's products are chosen by timing them on a GPU.
-  away = {"xla_gpu_enable_triton_gemm": False} if chip and chip.gpu else {}
   try:
-    compiled = lowered.compile(compiler_options=away)
+    compiled = lowered.compile(compiler_options=_options(chip))
   except jax.errors.JaxRuntimeError as e:
     # It says one or the other; the second leaves arguments out.
     used = re.search(
@@ -212,6 +211,18 @@ def compile_step(run, chip) -> Compiled:
   peak += m.temp_size_in_bytes - m.alias_size_in_bytes
   peak = max(peak, m.peak_memory_in_bytes) + m.generated_code_size_in_bytes
   return Compiled(peak, hlo.read(compiled.as_text(), run.mesh.devices.size))
+
+
+def _options(chip):
+  """Of the compiler for GPUs that are not here."""
+  if chip is None or not chip.gpu:
+    return {}
+  # Triton's products are chosen by timing them on a GPU.
+  options = {"xla_gpu_enable_triton_gemm": False}
+  if jax.config.jax_optimization_level == "O0":
+    # For its softmax some programs are tiled in all ways, which takes minutes.
+    options["xla_disable_hlo_passes"] = "triton-softmax-rewriter"
+  return options
 
 
 def _key():
