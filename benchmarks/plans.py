@@ -1,4 +1,4 @@
-"""The papers' own recipes on TPUs: `python -m benchmarks.plans`, by libtpu.
+"""The papers' own recipes on TPUs and GPUs: `python -m benchmarks.plans`.
 
 Writes `docs/plans.md`; takes some ten minutes a config on two CPU cores. Needs
 `pip install 'ssljax[plan]'`, and no chip.
@@ -12,32 +12,36 @@ import sys
 
 # Slices on which each fits. What more would fit is told of the first.
 PLANS = {
-  "simclr_resnet50_imagenet.py": "v5e:8x8,v5p:4x4x4,v6e:8x8",
-  "mocov3_vit_imagenet.py:B": "v5e:8x8,v5p:4x4x4,v6e:8x8",
-  "mae_vit_imagenet.py:L": "v5e:16x16,v5p:8x8x8,v6e:16x16",
-  "mae_vit_imagenet.py:H": "v5e:16x16,v5p:8x8x8,v6e:16x16",
-  "dino_vit_imagenet.py": "v5e:8x8,v5p:4x4x4,v6e:8x8",
-  "bert_base_wikipedia.py": "v5e:4x4,v5p:2x2x4,v6e:4x4",
-  "gpt_124m_webtext.py": "v5e:8x8,v5p:4x4x4,v6e:8x8",
+  "simclr_resnet50_imagenet.py": "v5e:8x8,v5p:4x4x4,v6e:8x8,h100:4x8",
+  "mocov3_vit_imagenet.py:B": "v5e:8x8,v5p:4x4x4,v6e:8x8,h100:4x8",
+  "mae_vit_imagenet.py:L": "v5e:16x16,v5p:8x8x8,v6e:16x16,h100:4x8",
+  "mae_vit_imagenet.py:H": "v5e:16x16,v5p:8x8x8,v6e:16x16,h100:4x8",
+  "dino_vit_imagenet.py": "v5e:8x8,v5p:4x4x4,v6e:8x8,h100:4x8",
+  "bert_base_wikipedia.py": "v5e:4x4,v5p:2x2x4,v6e:4x4,h100:8",
+  "gpt_124m_webtext.py": "v5e:8x8,v5p:4x4x4,v6e:8x8,h100:4x8",
 }
 _HEAD = """\
 # Plans
 
-What the papers' own recipes take on TPUs, by `python -m benchmarks.plans`,
-which is `ssljax plan --config=configs/NAME --topology=...`: the step that
-trains, compiled for chips that were not there. Nothing here was run on one.
+What the papers' own recipes take on TPUs and GPUs, by `python -m
+benchmarks.plans`, which is `ssljax plan --config=configs/NAME --topology=...`:
+the step that trains, compiled for chips that were not there. Nothing here was
+run on one.
 
-Memory is the compiler's, of one chip at its peak. FLOPs and wire are what a
-step takes at the least by each; FLOPs are the method's own, without
-augmentation. HBM is what the compiler's program moves, which at O0, its quick
-level, is 1.7 to 5.5 times what a run's does, so it does not count here. The
-time of a step assumes {mfu:.0%} of the chips' peak FLOPs, or is that of the
-wire where that is longer; chip-hours are for the whole schedule. The objective
-sees arrays of the global batch: its negatives, targets or Sinkhorn's rows are
-all of them. What a machine reads was measured on two CPU cores beside other
-work. The last line of each is of `--largest --remat=none,dots,full` on the
-first of the slices: the largest batch is that of the memory, found to an
-eighth, and no advice; memory by remat is of the recipe's own batch.
+Memory is the compiler's, of one chip at its peak; of GPUs it is without the
+room that cuDNN and cuBLAS work in, and they have what JAX takes, three
+quarters of theirs. FLOPs and wire are what a step takes at the least by each;
+FLOPs are the method's own, without augmentation. HBM is what the compiler's
+program moves, which for a TPU at O0, its quick level, is 1.7 to 5.5 times
+what a run's does, so there it does not count. The time of a step assumes {mfu:.0%}
+of the chips' peak FLOPs, or is that of HBM or the wire where that is longer;
+of an H200, two steps that were measured had 12% and 20% (README). Chip-hours
+are for the whole schedule. The objective sees arrays of the global batch: its
+negatives, targets or Sinkhorn's rows are all of them. What a machine reads
+was measured on two CPU cores beside other work. The last line of each is of
+`--largest --remat=none,dots,full` on the first of the slices: the largest
+batch is that of the memory, found to an eighth, and no advice; memory by
+remat is of the recipe's own batch.
 """
 _KINDS = ("none", "dots", "full")
 
