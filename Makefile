@@ -14,7 +14,7 @@ test: $(VENV)/test
 test-all: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Every config's step, compiled for a TPU that need not be there.
+# Every config's step, compiled for chips that need not be there.
 test-tpu: $(VENV)-tpu/test
 	$(VENV)-tpu/bin/python -m pytest -n 2 --dist worksteal tests/tpu
 

@@ -29,19 +29,20 @@ the step that trains, compiled for chips that were not there. Nothing here was
 run on one.
 
 Memory is the compiler's, of one chip at its peak; of GPUs it is without the
-room that cuDNN and cuBLAS work in, and they have what JAX takes, three quarters
-of theirs. FLOPs and wire are what a step takes at the least by each; FLOPs are
-the method's own, without augmentation. HBM is what the compiler's program
-moves, which for a TPU at O0, its quick level, is 1.7 to 5.5 times what a run's
-does, so there it does not count. The time of a step assumes {mfu:.0%} of the
-chips' peak FLOPs, or is that of HBM or the wire where that is longer; of an
-H200, two steps that were measured had 12% and 20% (README). Chip-hours are for
-the whole schedule. The objective sees arrays of the global batch: its
-negatives, targets or Sinkhorn's rows are all of them. What a machine reads was
-measured on two CPU cores beside other work. The last line of each is of
-`--largest --remat=none,dots,full` on the first of the slices: the largest batch
-is that of the memory, found to an eighth, and no advice; memory by remat is of
-the recipe's own batch.
+room that cuDNN works in, and cuBLAS beyond 4 MiB, and they have what JAX takes,
+three quarters of theirs. Their wire is NVLink, between hosts too. FLOPs and
+wire are what a step takes at the least by each; FLOPs are the method's own,
+without augmentation. HBM is what the compiler's program moves, which for a TPU
+at O0, its quick level, is 1.7 to 5.5 times what a run's does, so there it does
+not count; for a GPU it is without Triton's softmax. The time of a step assumes
+{mfu:.0%} of the chips' peak FLOPs, or is that of HBM or the wire where that is
+longer; of an H200, two steps that were measured had 12% and 20% (README).
+Chip-hours are for the whole schedule. The objective sees arrays of the global
+batch: its negatives, targets or Sinkhorn's rows are all of them. What a machine
+reads was measured on two CPU cores beside other work. The last line of each is
+of `--largest --remat=none,dots,full` on the first of the slices: the largest
+batch is that of the memory, found to an eighth, and no advice; memory by remat
+is of the recipe's own batch.
 """
 _KINDS = ("none", "dots", "full")
 

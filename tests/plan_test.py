@@ -487,7 +487,7 @@ def test_what_is_not_known_of_the_data_is_asked_for():
   "name",
   [
     "v5e", "v5e:4by4", "cpu:x", "cpu:100000", "tpu:8", "cuda:1", "",
-    "h100", "h100:0", "h100:2x2x8", "t4:8",
+    "h100", "h100:0", "h100:2x2x8", "h100:99999x8", "t4:8",
   ],
 )  # fmt: skip
 def test_an_unknown_topology_is_told(name):
@@ -524,6 +524,10 @@ def test_a_gpu_has_the_memory_that_jax_takes(monkeypatch):
   np.testing.assert_allclose(
     hardware.chip_of_gpu("h100").hbm, 0.9 * 84942979072
   )
+  for wrong in ("75", "0", "nan", "most"):
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", wrong)
+    with pytest.raises(errors.UserError, match=r"FRACTION=.*give a share"):
+      hardware.chip_of_gpu("h100")
 
 
 def test_options_of_the_compiler_for_gpus_that_are_not_here():
@@ -537,12 +541,17 @@ def test_options_of_the_compiler_for_gpus_that_are_not_here():
   assert plan_lib._options(None) == {}  # of GPUs that are here
 
 
-def test_what_a_gpu_moves_bounds_the_step_at_any_effort(monkeypatch):
+def test_what_a_gpu_moves_bounds_the_step_at_O0_as_well(monkeypatch):
   real = hardware.devices
   chip = hardware.Chip(0, 1e15, 2**34, 1e9, 1e15, gpu=True)
   monkeypatch.setattr(hardware, "devices", lambda name: (real(name)[0], chip))
-  row = quick_plan(topologies=["cpu:2"])["topologies"]["cpu:2"]
+  figures = quick_plan(topologies=["cpu:2"])
+  row = figures["topologies"]["cpu:2"]
   assert row["bound"] == "hbm"
+  # In float32 its products are half as many.
+  np.testing.assert_allclose(
+    row["floors_s"]["flops"], figures["flops"] / 2 / (1e15 / 2)
+  )
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from jax.experimental import topologies
 
 from ssljax import errors
 
-# The most devices that are simulated.
+# The most devices that are simulated, and the most GPUs.
 _CPUS = 1024
+_MOST = 65_536
 
 
 class Chip(NamedTuple):
@@ -19,7 +20,7 @@ class Chip(NamedTuple):
 
   Attributes:
     dimensions: of a slice of TPUs.
-    flops: of bfloat16 matrix products, a second.
+    flops: of bfloat16 matrix products, a second; TPUs do float32's as these.
     hbm: bytes that a program may take.
     hbm_rate: bytes a second.
     wire_rate: bytes a second over all links to other chips.
@@ -44,7 +45,7 @@ CHIPS = {
 
 
 class _Gpu(NamedTuple):
-  """What XLA asks of a GPU, and the rates of NVIDIA's data sheets."""
+  """What XLA asks of a GPU, and rates of NVIDIA's data sheets."""
 
   kind: str
   capability: int
@@ -102,7 +103,11 @@ def devices(topology: str) -> tuple[list, Chip | None]:
         "--topology=cuda: jax finds no GPU here; pip install 'ssljax[cuda12]'"
       ) from e
   if kind in _GPUS and re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", shape):
-    return _cuda(topology, _GPUS[kind], shape), chip_of_gpu(kind)
+    hosts, _, gpus = shape.rpartition("x")
+    hosts, gpus = int(hosts or 1), int(gpus)
+    if hosts * gpus <= _MOST:
+      chip = chip_of_gpu(kind)
+      return _cuda(topology, _GPUS[kind], hosts, gpus), chip
   if kind in CHIPS and re.fullmatch(r"\d+(x\d+)+", shape):
     chip = CHIPS[kind]
     if shape.count("x") != chip.dimensions - 1:  # at which libtpu aborts
@@ -129,26 +134,41 @@ def _cpu(n):
 
 
 def chip_of_gpu(kind: str) -> Chip:
-  """With as much memory as jax takes of it, and NVLink also between hosts."""
-  gpu = _GPUS[kind]
-  share = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get(
-    "XLA_PYTHON_CLIENT_MEM_FRACTION"
-  )
-  hbm = float(share or 0.75) * gpu.memory
+  """With as much memory as jax takes of it, and NVLink also between hosts.
+
+  Raises:
+    UserError: XLA_CLIENT_MEM_FRACTION is no share.
+  """
+  gpu, share = _GPUS[kind], 0.75
+  for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"):
+    if given := os.environ.get(name):
+      share = _share(name, given)
+  hbm = share * gpu.memory
   return Chip(0, gpu.flops, hbm, gpu.memory_rate, gpu.link_rate, gpu=True)
 
 
-def _cuda(topology, gpu, shape):
+def _share(name, given):
+  try:
+    share = float(given)
+  except ValueError:
+    share = 0.0
+  if not 0 < share <= 1:
+    raise errors.UserError(f"{name}={given}: give a share in (0, 1]")
+  return share
+
+
+def _cuda(topology, gpu, hosts, gpus):
   if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
     raise errors.UserError(
       f"--topology={topology} needs jax' CUDA plugin: "
       "pip install 'ssljax[plan]'"
     )
-  hosts, _, gpus = shape.rpartition("x")
+  # Else the plugin does not start where there is no CUDA.
+  os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   return _described(
     topology,
     platform="cuda",
-    topology=f"1x{hosts or 1}x{gpus}",
+    topology=f"1x{hosts}x{gpus}",
     target_config=_target(gpu),
   )
 
@@ -201,6 +221,6 @@ def _described(topology, /, **options):
     found = topologies.get_topology_desc(**options)
   except Exception as e:  # jax' own, of several kinds
     raise errors.UserError(
-      f"--topology={topology}: {str(e).splitlines()[0][:200]}"
+      f"--topology={topology}: {(str(e) or repr(e)).splitlines()[0][:200]}"
     ) from e
   return list(found.devices)

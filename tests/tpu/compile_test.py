@@ -18,7 +18,6 @@ from ssljax.plan import hardware
 from ssljax.plan import source as source_lib
 
 pytest.importorskip("libtpu")
-pytest.importorskip("jax_cuda12_plugin")
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.py")))
 # What is whitened, and KoLeo's groups, must part the batch.
@@ -86,8 +85,16 @@ FAMILIES = (
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_compiles_for_gpus_of_two_hosts(name):
+  pytest.importorskip("jax_cuda12_plugin")
   compiled = compile_for(
     "h100:2x2", os.path.join(ROOT, "configs", f"{name}.py")
   )
   assert compiled.peak > 0 and compiled.program.hbm_bytes > 0
   assert compiled.program.collectives["all-reduce"]["count"] > 0
+
+
+@pytest.mark.parametrize("kind", ["a100", "h200", "b200"])
+def test_compiles_for_other_gpus(kind):
+  pytest.importorskip("jax_cuda12_plugin")
+  path = os.path.join(ROOT, "configs", "simclr_resnet18_fashion_mnist.py")
+  assert compile_for(f"{kind}:2", f"{path}:quick").peak > 0
