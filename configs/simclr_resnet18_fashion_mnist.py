@@ -23,7 +23,7 @@ from ssljax import config as config_lib
 
 
 def get_config(arg=None):
-  """Variants: `fast`, what `make quickstart` trains, and `quick`."""
+  """Variants: `multi_view`; `fast`, what `make quickstart` trains; `quick`."""
   config = config_lib.base()
   config.epochs = 10.0
   config.data.name = "fashion_mnist"
@@ -47,7 +47,17 @@ def get_config(arg=None):
     weight_decay=5e-4,
   )
   config.schedule = dict(name="cosine", warmup_epochs=0.5)
-  return config_lib.finish(config, arg, {"fast": _fast})
+  return config_lib.finish(
+    config, arg, {"multi_view": _multi_view, "fast": _fast}
+  )
+
+
+def _multi_view(config):
+  """Four views, solarised at times, at twice the rate, in half the epochs."""
+  config.epochs = 5.0
+  config.augment.views = 4
+  config.augment.solarize_p = 0.2
+  config.optimizer.learning_rate = 0.6
 
 
 def _fast(config):

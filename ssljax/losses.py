@@ -13,31 +13,39 @@ from ssljax import ops
 
 
 def ntxent(
-  z1: jax.Array, z2: jax.Array, *, temperature: float, blocks: int = 1
+  *views: jax.Array, temperature: float, blocks: int = 1
 ) -> jax.Array:
-  """NT-Xent: each view must find its partner among all views of the batch.
+  """NT-Xent: each view must find its partners among all views of the batch.
 
   Chen et al. 2020 (SimCLR), equation 1 and algorithm 1: the mean over all 2N
   views, where the authors' `objective.py` adds the mean over the first views
-  to the mean over the second, which is twice as much.
+  to the mean over the second, which is twice as much. Of more than two views
+  the others of the image are partners, and the loss is their mean: equation 2
+  of Khosla et al. 2020 (SupCon) where every image is its own class, as
+  HobbitLong/SupContrast `losses.py` has it without labels.
 
   Args:
-    z1: [n d] projections of the first views; normalised here.
-    z2: [n d] projections of the second views, in the same order.
+    *views: two or more [n d], the projections of each view, in the same order;
+      normalised here.
     temperature: the cosines are divided by it.
     blocks: parts in which the views look at all others, one after the other,
-      so that [2n / blocks, 2n] is the largest matrix, itself cut over the
-      devices that z1 is cut over. More than one computes it twice.
+      so that [v n / blocks, v n] is the largest matrix, itself cut over the
+      devices that a view is cut over. More than one computes it twice.
 
   Returns:
     The mean loss, a float32 scalar. Its value for features without information
-    is about log(2n - 1).
+    is about log(v n - 1).
 
   Raises:
-    ValueError: `blocks` does not divide 2n.
+    ValueError: `blocks` does not divide v n.
   """
-  z1, z2 = (ops.l2_normalize(z.astype(jnp.float32)) for z in (z1, z2))
-  z = jnp.concatenate([z1, z2])
+  views = [ops.l2_normalize(z.astype(jnp.float32)) for z in views]
+  # The mean of the cosines with the partners is the cosine with their mean.
+  partners = [
+    sum(views[:i] + views[i + 1 :]) / (len(views) - 1)
+    for i in range(len(views))
+  ]
+  z = jnp.concatenate(views)
   place = jnp.arange(len(z))
 
   def missed(rows):
@@ -49,7 +57,7 @@ def ntxent(
     right = jnp.sum(own * partner, axis=1) / temperature
     return jax.nn.logsumexp(logits, axis=1) - right
 
-  rows = (z, jnp.concatenate([z2, z1]), place)
+  rows = (z, jnp.concatenate(partners), place)
   return jnp.mean(ops.in_blocks(missed, rows, blocks))
 
 

@@ -37,6 +37,23 @@ def test_ntxent_is_algorithm_1(n, temperature):
   np.testing.assert_allclose(value, expected, rtol=2e-5, atol=1e-5)
 
 
+def test_ntxent_of_three_views_is_the_mean_over_partners():
+  rng = np.random.default_rng(0)
+  views = np.float32(rng.normal(size=(3, 5, 16)))
+  z = np.concatenate(views).astype(np.float64)
+  z /= np.linalg.norm(z, axis=1, keepdims=True)
+  s = z @ z.T / 0.2
+  missed = []
+  for i, j in np.ndindex(s.shape):
+    if i != j and i % 5 == j % 5:
+      others = np.delete(s[i], i)
+      missed.append(np.log(np.exp(others).sum()) - s[i, j])
+  assert len(missed) == 15 * 2
+  for blocks in (1, 5):
+    value = losses.ntxent(*views, temperature=0.2, blocks=blocks)
+    np.testing.assert_allclose(value, np.mean(missed), rtol=1e-6)
+
+
 def test_ntxent_without_information_is_log_of_the_candidates():
   z = jnp.ones((8, 4))
   np.testing.assert_allclose(

@@ -52,15 +52,17 @@ def trace(method, augment=toys.augment):
 
 
 @pytest.mark.parametrize(
-  "name",
-  "mae simmim aim ijepa data2vec cpc rotation deepcluster".split(),
+  "name,takes",
+  [(name, "1 view") for name in "mae simmim aim ijepa data2vec".split()]
+  + [(name, "1 view") for name in "cpc rotation deepcluster".split()]
+  + [(name, "2 views") for name in "dcl nnclr byol vicreg".split()],
 )
-def test_views_that_nobody_would_see_are_refused(name):
-  small = ("cpc", "rotation", "deepcluster")
-  kind = "resnet18" if name in small else "vit"
+def test_views_that_nobody_would_see_are_refused(name, takes):
+  masked = name in ("mae", "simmim", "aim", "ijepa", "data2vec")
+  kind = "vit" if masked else "resnet18"
   path = f"configs/{name}_{kind}_fashion_mnist.py:quick"
   flags = ["--config.mesh.data=1", "--config.augment.views=3"]
-  with pytest.raises(errors.UserError, match="takes 1 view, .* gives 3"):
+  with pytest.raises(errors.UserError, match=f"takes {takes}, .* gives 3"):
     run_lib.build(config_lib.load(path, flags))
 
 
@@ -148,6 +150,24 @@ def test_simclrs_loss_is_of_both_directions_and_its_head_starts_small():
   same = jnp.stack([z[:, 0]] * 2, axis=1)
   _, (_, metrics) = method.objective({}, {}, {"z": same}, step=0)
   assert metrics["contrast_accuracy"] == 1
+
+
+def test_simclrs_views_are_two_or_more():
+  method = simclr.make(toys.Layer(), out_dim=8, hidden_dim=16)
+  z = jax.random.normal(RNG, (8, 4, 8))
+  loss, _ = method.objective({}, {}, {"z": z}, step=0)
+  alone = jnp.full(8, -1)  # every image of a class of its own
+  options = dict(temperature=0.1, base_temperature=0.1)
+  expected = 2 * losses.supcon(z, alone, **options)
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  views = jax.random.normal(RNG, (6, 2, 8, 8, 1))
+  twice = jnp.concatenate([views, views], axis=1)
+  batch = {"views": twice, "key": jax.random.split(RNG, 6)}
+  compiled = toys.compiled(method)
+  params, state = compiled.init(RNG, batch)
+  z = compiled.forward(params, state, batch, step=0, train=True)[0]["z"]
+  assert z.shape == (6, 4, 8) and (z[:, 0] != z[:, 1]).any()
+  np.testing.assert_allclose(z[:, 2:], z[:, :2], rtol=1e-5)
 
 
 def test_views_are_dropped_apart():

@@ -1,8 +1,8 @@
 """SimCLR: a simple framework for contrastive learning.
 
 Chen et al. 2020, arXiv:2002.05709 (v1) and arXiv:2006.10029 (v2); the authors'
-code is google-research/simclr. Two views of each image are encoded and
-projected; each must find its partner among all views of the batch.
+code is google-research/simclr. Two views of each image, or more, are encoded
+and projected; each must find its partners among all views of the batch.
 """
 
 import jax
@@ -27,7 +27,10 @@ def make(
   scale: float = 1.0,
   blocks: int = 1,
 ) -> core.Method:
-  """Returns SimCLR around a Flax encoder; batches carry `views` [b 2 h w c].
+  """Returns SimCLR around a Flax encoder; batches carry `views` [b v h w c].
+
+  The authors' views are two. More are each other's partners, and cost as much
+  more.
 
   Args:
     encoder: a module under the encoder contract.
@@ -36,7 +39,7 @@ def make(
     hidden_dim: width of the head's hidden layers; None is the encoder's own.
     num_layers: of the head, 2 in v1 and 3 in v2.
     head_norm: batch norm in the head, as the authors have it.
-    scale: of the loss; 0.5 makes the sum of both directions their mean.
+    scale: of the loss, which is twice the mean over views; 0.5 makes it that.
     blocks: of NT-Xent, for batches whose similarities fill the memory.
   """
   # `model_util.py`: batch norm after every layer, the last one without offset,
@@ -53,7 +56,7 @@ def make(
   )
 
   def init(rng, batch):
-    ops.require_views(batch, 2)
+    ops.require_views(batch, 2, more=True)
     encoder_rng, projector_rng = jax.random.split(rng)
     x = batch["views"][:, 0]
     params, stats = {}, {}
@@ -78,7 +81,7 @@ def make(
     del step
     views = batch["views"]
     b, v = views.shape[:2]
-    # Both views in one pass: batch norm sees them together, as the authors'.
+    # All views in one pass: batch norm sees them together, as the authors'.
     x = views.reshape(b * v, *views.shape[2:])
     key = ops.view_keys(batch["key"], v)
     out, stats = encode(params, method_state, x, train=train, key=key)
@@ -94,16 +97,16 @@ def make(
 
   def objective(params, method_state, features, *, step):
     del params, step
-    z1, z2 = features["z"][:, 0], features["z"][:, 1]
-    if len(z1) % blocks:
+    views = list(features["z"].swapaxes(0, 1))
+    if len(views[0]) % blocks:
       raise errors.UserError(
-        f"method.blocks={blocks} does not divide the batch of {len(z1)}"
+        f"method.blocks={blocks} does not divide the batch of {len(views[0])}"
       )
-    loss = losses.ntxent(z1, z2, temperature=temperature, blocks=blocks)
-    z1, z2 = ops.l2_normalize(z1), ops.l2_normalize(z2)
+    loss = losses.ntxent(*views, temperature=temperature, blocks=blocks)
+    z1, z2 = (ops.l2_normalize(z) for z in views[:2])
     nearest = lambda z: (z @ z2.T).argmax(axis=1)
     found = ops.in_blocks(nearest, z1, blocks) == jnp.arange(len(z1))
-    # The authors add the losses of both directions: twice the paper's mean.
+    # The authors add the losses of both views: twice the paper's mean.
     return scale * 2 * loss, (method_state, {"contrast_accuracy": found.mean()})
 
   def embed(params, method_state, batch):
