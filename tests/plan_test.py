@@ -538,7 +538,27 @@ def test_options_of_the_compiler_for_gpus_that_are_not_here():
     assert plan_lib._options(hardware.CHIPS["v5e"]) == {}
   with plan_lib.effort_of("default"):
     assert named() == {"xla_gpu_enable_triton_gemm"}
-  assert plan_lib._options(None) == {}  # of GPUs that are here
+    assert plan_lib._options(gpu._replace(here=True)) == {}
+  assert plan_lib._options(None) == {}
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200", "Quadro P400"])
+def test_a_gpu_that_is_here_has_its_kinds_rates(name, monkeypatch):
+  class Device:
+    device_kind = name
+
+    def memory_stats(self):
+      return {"bytes_limit": 113548197888, "bytes_in_use": 0}
+
+  found = [Device(), Device()]
+  monkeypatch.setattr(hardware.jax, "devices", lambda platform: found)
+  devices, chip = hardware.devices("cuda")
+  assert devices is found
+  if name == "NVIDIA H200":
+    kind = hardware.chip_of_gpu("h200")
+    assert chip == kind._replace(hbm=113548197888, here=True)
+  else:
+    assert chip is None
 
 
 def test_what_a_gpu_moves_bounds_the_step_at_O0_as_well(monkeypatch):

@@ -217,7 +217,7 @@ def compile_step(run, chip) -> Compiled:
 
 def _options(chip):
   """Of the compiler for GPUs that are not here."""
-  if chip is None or not chip.gpu:
+  if chip is None or not chip.gpu or chip.here:
     return {}
   # Triton's products are chosen by timing them on a GPU.
   options = {"xla_gpu_enable_triton_gemm": False}

@@ -25,6 +25,7 @@ class Chip(NamedTuple):
     hbm_rate: bytes a second.
     wire_rate: bytes a second over all links to other chips.
     gpu: whether it is one.
+    here: whether this machine has it.
   """
 
   dimensions: int
@@ -33,6 +34,7 @@ class Chip(NamedTuple):
   hbm_rate: float
   wire_rate: float
   gpu: bool = False
+  here: bool = False
 
 
 # Rates by cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory as libtpu gives it to
@@ -82,7 +84,8 @@ _GPUS = {
 
 
 def devices(topology: str) -> tuple[list, Chip | None]:
-  """The devices of a topology, and what each can do where that is known.
+  """The devices of a topology, and what each can do, or None where that is not
+  known, as of simulated ones.
 
   Args:
     topology: "v5e:4x4" and the like, which need libtpu and no chip; "h100:8" or
@@ -96,12 +99,7 @@ def devices(topology: str) -> tuple[list, Chip | None]:
   if kind == "cpu" and shape.isdigit() and 0 < int(shape) <= _CPUS:
     return _cpu(int(shape)), None
   if kind == "cuda" and not shape:
-    try:
-      return jax.devices("cuda"), None
-    except RuntimeError as e:
-      raise errors.UserError(
-        "--topology=cuda: jax finds no GPU here; pip install 'ssljax[cuda12]'"
-      ) from e
+    return _present()
   if kind in _GPUS and re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", shape):
     hosts, _, gpus = shape.rpartition("x")
     hosts, gpus = int(hosts or 1), int(gpus)
@@ -131,6 +129,22 @@ def _cpu(n):
       f"--xla_force_host_platform_device_count={n}"
     )
   return jax.devices("cpu")[:n]
+
+
+def _present():
+  try:
+    found = jax.devices("cuda")
+  except RuntimeError as e:
+    raise errors.UserError(
+      "--topology=cuda: jax finds no GPU here; pip install 'ssljax[cuda12]'"
+    ) from e
+  for kind, gpu in _GPUS.items():
+    if found[0].device_kind == gpu.kind:
+      chip = chip_of_gpu(kind)._replace(here=True)
+      # Of an allocator that keeps none there are no statistics.
+      limit = (found[0].memory_stats() or {}).get("bytes_limit", chip.hbm)
+      return found, chip._replace(hbm=limit)
+  return found, None
 
 
 def chip_of_gpu(kind: str) -> Chip:
