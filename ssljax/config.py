@@ -10,9 +10,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
-import math
 import os
-import re
 import sys
 
 from absl import flags
@@ -177,7 +175,7 @@ def _quick(config, method):
 
 
 # Sections that name what is built, which refuses options that it does not have.
-_NAMED = ("augment", "encoder", "method", "optimizer", "schedule")
+NAMED = ("augment", "encoder", "method", "optimizer", "schedule")
 
 
 def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
@@ -197,15 +195,15 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
     if inside := sorted(k for k in known if k.startswith(f"{key}.")):
       _refuse_a_word(key, value, inside)
     # What `make` then takes by default; "none" is also the name of views.
-    unset = section in _NAMED and option != "name" and value.lower() == "none"
+    unset = section in NAMED and option != "name" and value.lower() == "none"
     if key in known & _optional() and value.lower() == "none":
       cleared.append(key)
     elif key in known and not unset:
       overrides.append(override)
       cleared += _outranking(key, argv)
-    elif section in _NAMED and option.isidentifier() and value:
+    elif section in NAMED and option.isidentifier() and value:
       options.append((section, option, value))
-    elif section in _NAMED and option.isidentifier():
+    elif section in NAMED and option.isidentifier():
       raise errors.UserError(
         f"config.{key} has no value: give --config.{key}=..., where it is an "
         f"option of {section}"
@@ -237,7 +235,7 @@ def _key_by_key(argv):
     name, _, value = override.partition("=")
     section, given = name.removeprefix("--config."), _literal(value)
     apart = isinstance(given, dict) and section in base()
-    if apart and not (section in _NAMED and "name" in given):
+    if apart and not (section in NAMED and "name" in given):
       for key, value in given.items():
         yield f"{name}.{key}={value if isinstance(value, str) else repr(value)}"
     else:
@@ -258,7 +256,7 @@ def _refuse_unknown(config, file):
   known = set(_paths(base(modality)))
   for key in _paths(config):
     section = key.partition(".")[0]
-    if key not in known and (section not in _NAMED or key == section):
+    if key not in known and (section not in NAMED or key == section):
       raise errors.UserError(
         f"{file}: unknown key config.{key}{_hint(key, known)}"
       )
@@ -269,7 +267,7 @@ def _optional():
   return {
     path
     for modality in _DATA
-    for path, value in _flat(to_dict(base(modality))).items()
+    for path, value in flatten(to_dict(base(modality))).items()
     if value is None
   }
 
@@ -367,106 +365,6 @@ def _paths(config, prefix=""):
       yield from _paths(value, f"{prefix}{key}.")
 
 
-# Of `ssljax evaluate`; the last two are of the run's own method.
-PROTOCOLS = ("knn", "linear", "loss", "finetune")
-# Keys, what each number of theirs has to be, and how that is told.
-_RANGES = (
-  (
-    r"batch_size|accumulate|log_every|checkpoint\.(every_steps|keep)|"
-    r"data\.channels|(eval\.batch_size|augment\.(views|span|most))|"
-    r"encoder\.(width|dim|depth|heads|kinds|vocab|positions|patch|img_size)|"
-    r"(encoder|method)\.bn_groups|"
-    r"method\.(\w+_)?(dim|depth|heads|layers|blocks?|groups|features|unit|"
-    r"patch|stride|rows|targets|top_k|iterations|clusters|prototypes|slices|"
-    r"knots|ema_steps|crops_for_assign)",
-    lambda x: x >= 1,
-    "1 or more",
-  ),
-  (
-    r"method\.((\w+_)?temperature|epsilon|sigma)|encoder\.mlp_ratio|"
-    r"optimizer\.eps",
-    lambda x: 0 < x < math.inf,
-    "more than 0",
-  ),
-  (
-    r"method\.((\w+_)?ema(_end)?|mask_\w+|max_context|\w+_area)|"
-    r"augment\.(\w+_p|(local_)?area|rate|\w+_part)",
-    lambda x: 0 <= x <= 1,
-    "from 0 to 1",
-  ),
-  (
-    r"encoder\.(drop_path|dropout)|optimizer\.(b1|b2|momentum)",
-    lambda x: 0 <= x < 1,
-    "0 or more, below 1",
-  ),
-  (
-    r"method\.(\w*(weight|queue_size|epochs?)|beta|z_loss)|"
-    r"encoder\.(registers|layer_scale)|augment\.(strength|jitter)|"
-    r"data\.max_corrupt|monitor\.every_steps|eval\.every_epochs|watchdog_s|"
-    r"schedule\.(end|warmup_init|factor)|"
-    r"optimizer\.(learning_rate|weight_decay_end|eeta|trust_coefficient)",
-    lambda x: 0 <= x < math.inf,
-    "0 or more",
-  ),
-)
-# (height, width) or (least, most).
-_PAIRS = (
-  *("data.size", "augment.size", "augment.area", "augment.ratio"),
-  *("augment.blur_sigma", "augment.local_size", "augment.local_area"),
-)
-
-
-def check(config: config_dict.ConfigDict) -> None:
-  """Raises UserError for a value that would only fail somewhere inside."""
-  if config.nonfinite not in ("stop", "skip"):
-    raise errors.UserError(
-      f"config.nonfinite={config.nonfinite!r}: choose stop or skip"
-    )
-  to_dict(config)
-  for section in _NAMED:
-    if not isinstance(config[section].get("name"), str):
-      raise errors.UserError(f"config.{section}.name is missing: give it")
-  if not 0 <= config.seed < 1 << 32:
-    raise errors.UserError(f"config.seed={config.seed}: give 32 bits")
-  protocols = config.eval.get("protocols", ())
-  if not isinstance(protocols, list | tuple) or set(protocols) - set(PROTOCOLS):
-    raise errors.UserError(
-      f"config.eval.protocols={protocols!r}: give a tuple of "
-      f"{', '.join(PROTOCOLS)}"
-    )
-
-  def given(path):
-    section, _, key = path.rpartition(".")
-    return (config[section] if section else config).get(key)
-
-  for path, value in _flat(config.to_dict()).items():
-    values = value if isinstance(value, tuple | list) else (value,)
-    numbers = [x for x in values if isinstance(x, int | float)]
-    for pattern, fits, words in _RANGES:
-      fit = values and all(map(fits, numbers))
-      if re.fullmatch(pattern, path) and not fit:
-        raise errors.UserError(f"config.{path}={value}: give {words}")
-  for path in _PAIRS:
-    value = given(path)
-    whole = path.endswith("size")
-    if value is not None and not _is_pair(value, int if whole else float):
-      one = value[0] if isinstance(value, tuple) and value else value
-      one = one if isinstance(one, int | float) and one > 0 else 224
-      example = f"({one}, {one})" if whole else "(A, B)"
-      raise errors.UserError(
-        f"config.{path}={value}: give two {'whole ' if whole else ''}numbers "
-        f"above 0, as '{example}'"
-      )
-
-
-def _is_pair(value, kind):
-  try:
-    fits = len(value) == 2 and min(value) > 0
-  except TypeError:
-    return False
-  return fits and (kind is float or all(isinstance(x, int) for x in value))
-
-
 def save(config: config_dict.ConfigDict, path: str) -> None:
   files.write(path, json.dumps(to_dict(config), indent=2, sort_keys=True))
 
@@ -477,7 +375,7 @@ def to_dict(config: config_dict.ConfigDict) -> dict:
   Raises:
     UserError: a value that JSON does not have.
   """
-  for path, value in _flat(config.to_dict()).items():
+  for path, value in flatten(config.to_dict()).items():
     try:
       json.dumps(value)
     except TypeError as e:
@@ -513,7 +411,7 @@ def _with_defaults(config, known):
   inner = {
     key: _with_defaults(config[key], value)
     for key, value in known.items()
-    if key in config and isinstance(value, dict) and key not in _NAMED
+    if key in config and isinstance(value, dict) and key not in NAMED
   }
   return {**known, **config, **inner}
 
@@ -533,15 +431,16 @@ def difference(old: dict, new: dict) -> list[str]:
 
 
 def flat(config: dict) -> dict:
-  """{"a.b": value} of {"a": {"b": value}}, with what `base` has besides."""
-  known = _flat(to_dict(base("text"))) | _flat(to_dict(base()))
-  return known | _flat(config)
+  """As `flatten`, with what `base` has besides."""
+  known = flatten(to_dict(base("text"))) | flatten(to_dict(base()))
+  return known | flatten(config)
 
 
-def _flat(config, prefix=""):
+def flatten(config: dict, prefix: str = "") -> dict:
+  """{"a.b": value} of {"a": {"b": value}}."""
   rows = {}
   for key, value in config.items():
     inner = isinstance(value, dict)
     path = prefix + key
-    rows |= _flat(value, path + ".") if inner else {path: value}
+    rows |= flatten(value, path + ".") if inner else {path: value}
   return rows

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 
 from ssljax import checkpoint
-from ssljax import config as config_lib
+from ssljax import checks
 from ssljax import core
 from ssljax import errors
 from ssljax import files
 from ssljax import run as run_lib
 from ssljax import sharding
 from ssljax import tuning
+from ssljax import workdir as workdir_lib
 from ssljax.data import described
 from ssljax.evals import finetune
 from ssljax.evals import floors as floors_lib
@@ -79,9 +80,9 @@ def evaluate(
       training and test; features of fewer blocks; or what no protocol reads.
   """
   workdir = os.fspath(workdir)
-  config = run_lib.restore_config(workdir).eval
+  config = workdir_lib.restore_config(workdir).eval
   protocols = tuple(protocols or config.get("protocols", _FEATURES))
-  known = config_lib.PROTOCOLS
+  known = checks.PROTOCOLS
   if unknown := set(protocols) - set(known):
     raise errors.UserError(
       f"unknown protocol {min(unknown)!r}: choose among {', '.join(known)}"
@@ -338,8 +339,8 @@ def restore(workdir: str, step: int | None = None, *, examples: bool = True):
     examples: whether the run's source is to be read; else its data need not
       be here.
   """
-  config = run_lib.restore_config(workdir)
-  source, kept = None, run_lib.kept_data(workdir)
+  config = workdir_lib.restore_config(workdir)
+  source, kept = None, workdir_lib.kept_data(workdir)
   if kept is not None and not examples:
     source = described.of(kept, config.data)
   run = run_lib.build(config, source=source)

@@ -17,13 +17,14 @@ from absl import logging
 
 from ssljax import checkpoint
 from ssljax import config as config_lib
+from ssljax import environment
 from ssljax import errors
 from ssljax import evaluate
 from ssljax import files
 from ssljax import layouts
 from ssljax import layouts_text
 from ssljax import run as run_lib
-from ssljax import train
+from ssljax import workdir as workdir_lib
 from ssljax.models import vit
 
 _TORCH = (".pth", ".pt", ".bin")
@@ -350,12 +351,12 @@ def _save(run, state, workdir):
     os.makedirs(workdir, exist_ok=True)
     checkpoint.require_room(workdir, state)
     path = os.path.join(workdir, "environment.json")
-    files.write(path, json.dumps(train.environment(), indent=2))
+    files.write(path, json.dumps(environment.describe(), indent=2))
     checkpoints = checkpoint.Checkpoints(os.path.join(workdir, "checkpoints"))
     checkpoints.save(0, state)
     checkpoints.wait()
     checkpoints.close()
-    run_lib.keep_data(run.source, workdir)
+    workdir_lib.keep_data(run.source, workdir)
     config_lib.save(run.config, os.path.join(workdir, "config.json"))
   except OSError as e:
     raise errors.UserError(

@@ -15,6 +15,7 @@ from ssljax import errors
 from ssljax import evaluate
 from ssljax import run as run_lib
 from ssljax import train
+from ssljax import workdir as workdir_lib
 
 
 def replay(workdir: str, step: int, out: str | None = None) -> dict:
@@ -38,8 +39,8 @@ def replay(workdir: str, step: int, out: str | None = None) -> dict:
   """
   if out is not None:
     evaluate.require_npz(out)
-  run = run_lib.build(run_lib.restore_config(workdir))
-  train.refuse_other_examples(run, workdir)
+  run = run_lib.build(workdir_lib.restore_config(workdir))
+  workdir_lib.refuse_other_examples(run, workdir)
   if not 1 <= step <= run.total_steps:
     raise errors.UserError(
       f"--step={step}: the run has the updates 1 to {run.total_steps}"

@@ -2,9 +2,7 @@
 
 import functools
 import inspect
-import json
 import math
-import os
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from ssljax import augment
-from ssljax import config as config_lib
+from ssljax import checks
 from ssljax import core
 from ssljax import errors
-from ssljax import files
 from ssljax import named
 from ssljax import optim
 from ssljax import schedules
 from ssljax import sharding
 from ssljax.augment import text as text_views
-from ssljax.data import described
 from ssljax.data import sources
 from ssljax.data import stream
 from ssljax.data import texts
@@ -73,7 +69,7 @@ def build(config, *, source=None, devices=None) -> Run:
   Raises:
     UserError: a name, value or shape is wrong.
   """
-  config_lib.check(config)
+  checks.check(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
   check_batch(config, mesh)
   if source is None:
@@ -253,68 +249,6 @@ def open_source(config, split: str, **like):
     )
   name = options.pop("name", "")
   return named.call(_SOURCES[modality], config.data, name, given=options)
-
-
-def data_file(workdir: str, name: str) -> str:
-  """Where a run keeps one of its source's `files`."""
-  return os.path.join(workdir, "data", f"{name}.json")
-
-
-def keep_data(source, workdir: str) -> None:
-  """Writes what a run must keep of its data: files, and what `describe` says.
-
-  Raises:
-    OSError: it cannot be written.
-  """
-  for name, text in source.files.items():
-    files.write(data_file(workdir, name), text)
-  text = json.dumps(described.describe(source), indent=2)
-  files.write(data_file(workdir, "source"), text)
-
-
-def kept_data(workdir: str) -> dict | None:
-  """What `describe` said of the data of a run; None where it was not kept.
-
-  Raises:
-    UserError: it is damaged.
-  """
-  path = data_file(workdir, "source")
-  try:
-    with open(path) as f:
-      return json.load(f)
-  except FileNotFoundError:
-    return None
-  except ValueError as e:
-    raise errors.UserError(f"{path} is damaged ({e}): remove it") from e
-
-
-def restore_config(workdir: str):
-  """The config of a run, reading the data files that the run has kept.
-
-  Where its mesh does not fit the devices that are here, it is spread over as
-  many as divide its batch.
-
-  Raises:
-    UserError: there is no run.
-  """
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    raise errors.UserError(f"no run in {workdir}: give a --workdir of `train`")
-  config = config_lib.restore(path)
-  with config.unlocked():
-    for key in config.data:
-      if os.path.exists(kept := data_file(workdir, key)):
-        config.data[key] = kept
-    have, mesh = jax.device_count(), config.mesh
-    every = mesh.data == -1
-    whole = config.batch_size // config.accumulate
-    if every:
-      fits = not (have % mesh.fsdp or whole % have)
-    else:
-      fits = mesh.data * mesh.fsdp <= have
-    if not fits:
-      mesh.update(data=math.gcd(whole, have), fsdp=1)
-  return config
 
 
 def duration(config, steps_per_epoch: int) -> int:

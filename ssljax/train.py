@@ -1,12 +1,8 @@
 """The loop: batches in, checkpoints and metrics out, exact to resume."""
 
 import contextlib
-import functools
-import json
 import os
-import platform
 import signal
-import subprocess
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,20 +12,17 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-import ssljax
 from ssljax import checkpoint
 from ssljax import clock as clock_lib
-from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
 from ssljax import evaluate
-from ssljax import files
 from ssljax import log as log_lib
 from ssljax import monitors
 from ssljax import ops
 from ssljax import run as run_lib
 from ssljax import sharding
-from ssljax.data import described
+from ssljax import workdir as workdir_lib
 from ssljax.data import stream
 from ssljax.evals import knn as knn_lib
 
@@ -58,11 +51,11 @@ def train(config, workdir: str) -> dict:
   clock = clock_lib.Clock(config.watchdog_s)
   folder = os.path.join(workdir, "checkpoints")
   if checkpoint.steps_in(folder):  # before the data are read
-    _refuse_another_config(config, workdir)
+    workdir_lib.refuse_another_config(config, workdir)
   elif config.init_from and not checkpoint.steps_in(_start(config)):
     raise _no_start(config)
   run = run_lib.build(config)
-  _refuse_another_run(run, workdir)
+  workdir_lib.refuse_another_run(run, workdir)
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
@@ -71,7 +64,7 @@ def train(config, workdir: str) -> dict:
     # What the step alone tells of a mistake, before anything is written.
     batch, key = run_lib.abstract_batch(run), jax.random.key(0)
     jax.eval_shape(step_fn, run.abstract_state, batch, key)
-  with _claimed(run, workdir):
+  with workdir_lib.claimed(run, workdir):
     checkpoint.require_room(workdir, run.abstract_state)
     checkpoints = checkpoint.Checkpoints(folder, keep=config.checkpoint.keep)
     resumed_from = checkpoints.latest_step()
@@ -83,7 +76,7 @@ def train(config, workdir: str) -> dict:
         checkpoints.save(0, state)
     log = log_lib.Log(
       run,
-      _own_folder(workdir),
+      workdir_lib.own_folder(workdir),
       clock,
       start=resumed_from or 0,
       dim=monitor and monitor.dim,
@@ -359,137 +352,6 @@ class _Stopped:
     return self.by is not None
 
 
-def _refuse_another_run(run, workdir):
-  """Raises UserError where the workdir holds a run of another config or data.
-
-  Without a checkpoint it is what a failed try has left, to be written anew.
-  """
-  if checkpoint.steps_in(os.path.join(workdir, "checkpoints")):
-    _refuse_another_config(run.config, workdir)
-    _refuse_other_files(run, workdir)
-    refuse_other_examples(run, workdir)
-
-
-def _refuse_another_config(config, workdir):
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    return
-  old, new = map(config_lib.to_dict, (config_lib.restore(path), config))
-  if rows := config_lib.difference(old, new):
-    more = f"; and {len(rows) - 4} more" if len(rows) > 4 else ""
-    raise errors.UserError(
-      f"{workdir} holds a run of another config ({'; '.join(rows[:4])}{more}): "
-      "give the same config to go on, or another --workdir, with "
-      f"--config.init_from={workdir} to start from its weights"
-    )
-
-
-def _refuse_other_files(run, workdir):
-  """Of data that were prepared anew, say with another vocabulary."""
-  for name, text in run.source.files.items():
-    path = run_lib.data_file(workdir, name)
-    if not os.path.exists(path):
-      continue
-    with open(path) as f:
-      if f.read() != text:
-        raise errors.UserError(
-          f"{path} is not the {name} that {run.source.name} has now: give "
-          f"--config.data.{name}={path}, or another --workdir"
-        )
-
-
-def refuse_other_examples(run, workdir):
-  """Raises UserError where a run's data are not as they were when it began.
-
-  In a folder that has grown, say, the order of the examples is another.
-  """
-  old, new = run_lib.kept_data(workdir), described.describe(run.source)
-  for key in ("examples", "arrays", "classes"):
-    if old is not None and old[key] != new[key]:
-      raise errors.UserError(
-        f"{run.source.name} has {key}={new[key]}, and the run in {workdir} "
-        f"began with {old[key]}: give it the data of then, or another --workdir"
-      )
-  began_with = (old or {}).get("identity")  # older runs have not kept it
-  if began_with not in (None, new["identity"]):
-    raise errors.UserError(
-      f"{run.source.name} has other examples, or the same in another order, "
-      f"than when the run in {workdir} began: give it the data of then, or "
-      "another --workdir"
-    )
-
-
-@contextlib.contextmanager
-def _claimed(run, workdir):
-  """Makes the workdir this run's own, and no other process's meanwhile."""
-  with contextlib.ExitStack() as stack:
-
-    def claim():
-      try:
-        os.makedirs(workdir, exist_ok=True)
-        stack.enter_context(files.alone(workdir))
-        _refuse_another_run(run, workdir)  # that ended while this one began
-        config_lib.save(run.config, os.path.join(workdir, "config.json"))
-        run_lib.keep_data(run.source, workdir)
-        path = os.path.join(workdir, "environment.json")
-        files.write(path, json.dumps(environment(), indent=2))
-      except OSError as e:
-        raise errors.UserError(
-          f"cannot write to --workdir={workdir} ({e.strerror}): give another"
-        ) from e
-
-    sharding.by_first(claim)
-    os.makedirs(_own_folder(workdir), exist_ok=True)
-    yield
-
-
-def _own_folder(workdir):
-  """Where a process tells of itself: the first one in the workdir."""
-  if sharding.is_first():
-    return workdir
-  return os.path.join(workdir, f"process_{jax.process_index()}")
-
-
-def environment() -> dict:
-  """Versions, devices and the git commit: what a number depends on."""
-  return {
-    "ssljax": ssljax.__version__,
-    "git": _commit(),
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-    "numpy": np.__version__,
-    "platform": platform.platform(),
-    "devices": [str(d) for d in jax.devices()],
-    "device_kind": jax.devices()[0].device_kind,
-    "processes": jax.process_count(),
-    "cpus": _cpus(),
-  }
-
-
-def _commit():
-  """That of this file's repository, "-dirty" after it if anything is changed.
-
-  None without git, and where this is installed, maybe inside another's.
-  """
-  folder, name = os.path.split(os.path.abspath(__file__))
-  git = functools.partial(
-    subprocess.run, cwd=folder, capture_output=True, text=True, check=False
-  )
-  try:
-    if git(["git", "ls-files", "--error-unmatch", name]).returncode:
-      return None
-    commit = ["--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    return git(["git", "describe", *commit]).stdout.strip() or None
-  except OSError:
-    return None
-
-
-def _cpus():
-  """Those that this process may use, where the system tells."""
-  affinity = getattr(os, "sched_getaffinity", None)
-  return len(affinity(0)) if affinity else os.cpu_count()
-
-
 def _start(config):
   """The folder of the checkpoints of `config.init_from`."""
   return os.path.join(config.init_from, "checkpoints")
@@ -510,7 +372,7 @@ def first_state(run: run_lib.Run) -> core.TrainState:
   """
   if not run.config.init_from:
     return run_lib.init_state(run)
-  _refuse_other_files(run, run.config.init_from)
+  workdir_lib.refuse_other_files(run, run.config.init_from)
   other = checkpoint.Checkpoints(_start(run.config), read_only=True)
   if other.latest_step() is None:  # they are all damaged
     raise _no_start(run.config)

@@ -10,7 +10,7 @@ from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
 from ssljax import files
-from ssljax import train
+from ssljax import workdir as workdir_lib
 from ssljax.data import sources
 
 
@@ -24,13 +24,13 @@ def test_what_a_run_goes_on_by_is_moved_into_place(tmp_path, monkeypatch):
   source = sources.ArraySource({"image": np.zeros((3, 8, 8, 1), np.uint8)})
   source.files = {"tokenizer": "{}"}
   run = types.SimpleNamespace(config=config_lib.base(), source=source)
-  with train._claimed(run, str(tmp_path)):
+  with workdir_lib.claimed(run, str(tmp_path)):
     pass
   kept = ["config.json", "tokenizer.json", "source.json", "environment.json"]
   assert moved == kept
-  with train._claimed(run, str(tmp_path)):
+  with workdir_lib.claimed(run, str(tmp_path)):
     with pytest.raises(errors.UserError, match="another process trains in"):
-      with train._claimed(run, str(tmp_path)):
+      with workdir_lib.claimed(run, str(tmp_path)):
         pass
   assert moved == kept
 

@@ -22,6 +22,7 @@ from ssljax import interop
 from ssljax import layouts
 from ssljax import layouts_text
 from ssljax import run as run_lib
+from ssljax import workdir as workdir_lib
 from ssljax.methods import bert as bert_method
 from ssljax.models import bert
 from ssljax.models import vit
@@ -394,7 +395,7 @@ def test_commands_with_a_language_model(tmp_path):
   block = jax.tree.map(lambda x: x[1], state.params["encoder"]["blocks"])
   assert_same(block, params["encoder"]["block1"])
   # The tokenizer is kept, as `train` keeps it.
-  assert os.path.exists(run_lib.data_file(workdir, "tokenizer"))
+  assert os.path.exists(workdir_lib.data_file(workdir, "tokenizer"))
 
   where = [f"--workdir={workdir}", "--layout=huggingface"]
   line = ssljax("export", *where, f"--out={workdir}/w.safetensors", status=2)

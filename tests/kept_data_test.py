@@ -15,6 +15,7 @@ from ssljax import replay
 from ssljax import run as run_lib
 from ssljax import train
 from ssljax import tuning
+from ssljax import workdir as workdir_lib
 
 SIMCLR = "configs/simclr_resnet18_fashion_mnist.py:quick"
 
@@ -78,7 +79,7 @@ def test_a_kept_source_is_what_was_read(trained):
 
 def test_a_run_from_before_data_were_kept(trained, tmp_path):
   workdir, *_ = trained
-  path = run_lib.data_file(workdir, "source")
+  path = workdir_lib.data_file(workdir, "source")
   os.rename(path, tmp_path / "source.json")
   try:
     run, _ = evaluate.restore(workdir, examples=False)
@@ -108,7 +109,7 @@ def test_other_data_are_refused(trained):
 
 def test_a_damaged_description_is_named(trained, tmp_path):
   workdir, *_ = trained
-  path = run_lib.data_file(workdir, "source")
+  path = workdir_lib.data_file(workdir, "source")
   with open(path) as f:
     text = f.read()
   try:

@@ -13,6 +13,7 @@ from ssljax import optim
 from ssljax import schedules
 from ssljax.models import bert
 from ssljax.models import linen
+from ssljax.optim import paths
 
 STEPS = 6
 RATES = (0.0, 0.1, 0.2, 0.3, 0.25, 0.05)
@@ -653,7 +654,7 @@ def test_berts_norm_of_its_own_is_of_the_embeddings():
   params = jax.eval_shape(
     lambda key: linen.init(encoder, key, tokens)[0], jax.random.key(0)
   )
-  depths = optim.layer_depths({"encoder": params})["encoder"]
+  depths = paths.layer_depths({"encoder": params})["encoder"]
   found = {k: set(jax.tree.leaves(v)) for k, v in depths.items()}
   before = ("token_embed", "pos_embed", "kind_embed", "norm")
   assert found == {"block0": {2}, "block1": {1}} | dict.fromkeys(before, {3})

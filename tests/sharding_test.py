@@ -17,6 +17,7 @@ from ssljax import evaluate
 from ssljax import run as run_lib
 from ssljax import sharding
 from ssljax import train
+from ssljax import workdir as workdir_lib
 
 P = jax.P
 QUICK = "configs/mae_vit_fashion_mnist.py:quick"
@@ -275,7 +276,7 @@ def test_a_run_of_other_devices_is_restored_on_those_that_are_here(
   flags = [f"mesh.data={data}", f"mesh.fsdp={fsdp}", f"batch_size={batch}"]
   config = config_lib.load(QUICK, [f"--config.{flag}" for flag in flags])
   config_lib.save(config, tmp_path / "config.json")
-  mesh = run_lib.restore_config(str(tmp_path)).mesh
+  mesh = workdir_lib.restore_config(str(tmp_path)).mesh
   assert (mesh.data, mesh.fsdp) == (have, 1)
 
 

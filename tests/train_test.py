@@ -26,6 +26,7 @@ from ssljax import evaluate
 from ssljax import replay
 from ssljax import run as run_lib
 from ssljax import train
+from ssljax import workdir as workdir_lib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -92,14 +93,6 @@ def whole(config, tmp_path_factory):
   workdir = str(tmp_path_factory.mktemp("runs") / "whole")
   figures = ssljax("train", f"--config={config}", f"--workdir={workdir}")
   return workdir, figures
-
-
-def test_the_cpus_that_are_told_are_the_process_own(monkeypatch):
-  one = lambda pid: {3}
-  monkeypatch.setattr(os, "sched_getaffinity", one, raising=False)
-  assert train.environment()["cpus"] == 1
-  monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
-  assert train.environment()["cpus"] == os.cpu_count()
 
 
 def test_figures_and_files_of_a_run(whole):
@@ -389,7 +382,7 @@ def test_an_update_is_replayed(whole, tmp_path, step):
   assert before["batch_sha256"] != last["batch_sha256"]
   batch = dict(np.load(out))
   np.testing.assert_array_equal(batch["index"], last["index"])
-  source = run_lib.build(run_lib.restore_config(workdir)).source
+  source = run_lib.build(workdir_lib.restore_config(workdir)).source
   np.testing.assert_array_equal(
     batch["image"], source.read(batch["index"])["image"]
   )
@@ -648,33 +641,6 @@ def test_a_run_that_ended_while_this_one_began_is_not_taken_over(
   flags = [f"--config={config}", f"--workdir={workdir}", "--config.seed=1"]
   assert "another config (seed: 0 -> 1)" in _main(["train", *flags])
   assert config_lib.restore(os.path.join(workdir, "config.json")).seed == 0
-
-
-def test_without_git_the_commit_is_not_known(monkeypatch):
-  monkeypatch.setenv("PATH", "")
-  assert train.environment()["git"] is None
-
-
-def test_the_commit_is_of_what_runs(monkeypatch, tmp_path):
-  git = lambda *args: subprocess.run(
-    ["git", "-c", "user.name=a", "-c", "user.email=a@b", *args],
-    cwd=tmp_path,
-    check=True,
-    capture_output=True,
-    text=True,
-  ).stdout.strip()
-  git("init")
-  git("commit", "--allow-empty", "--message=another project")
-  file = tmp_path / "train.py"
-  file.write_text("")
-  monkeypatch.setattr(train, "__file__", str(file))
-  assert train.environment()["git"] is None  # it is installed there
-  git("add", "train.py")
-  git("commit", "--message=its own")
-  git("tag", "v1")
-  assert train.environment()["git"] == git("rev-parse", "HEAD")
-  file.write_text("changed")
-  assert train.environment()["git"] == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_no_room_for_a_checkpoint_is_said_before_training(

@@ -17,6 +17,7 @@ from absl import logging
 
 from ssljax import errors
 from ssljax import files
+from ssljax.data import folders
 from ssljax.data import rows as rows_lib
 from ssljax.data import sources
 from ssljax.data import tokens
@@ -287,7 +288,7 @@ def _trains(name, split):
   folder that has no splits."""
   folder = os.path.expanduser(name.removeprefix("folder:"))
   whole = name.startswith("folder:") and split == "all"
-  return split == "train" or (whole and not sources.has_splits(folder))
+  return split == "train" or (whole and not folders.has_splits(folder))
 
 
 def _folder_of(name, data_dir):
@@ -370,7 +371,7 @@ class _Files(_Documents):
   """The texts of a folder; classes are its subfolders, or "label" of lines."""
 
   def __init__(self, path, split, key):
-    folder = sources.Folder(path, split, _SUFFIXES, "texts")
+    folder = folders.Folder(path, split, _SUFFIXES, "texts")
     super().__init__(folder.num_classes, folder.class_names)
     for file in folder.paths:
       try:

@@ -2,15 +2,12 @@
 
 The step is counted once, outside; schedules of the rate and the decay are read
 there and handed inwards, so that a part that was frozen begins with fresh
-moments and goes on with the schedule. Paths of parameters are as in
-"encoder/layer1_0_conv1/kernel"; patterns are regular expressions that may match
-anywhere in them.
+moments and goes on with the schedule. Patterns are regular expressions that may
+match anywhere in a parameter's path.
 """
 
 import inspect
-import math
 import re
-from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
@@ -18,12 +15,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from absl import logging
 
 from ssljax import errors
 from ssljax import schedules
+from ssljax.optim import optimizers
+from ssljax.optim import paths
 
-_SCANNED = "encoder/blocks/"  # of encoder.scan: arrays [depth ...]
+_MAKERS = {
+  name: getattr(optimizers, name)
+  for name in ("sgd", "adam", "adamw", "lamb", "lars", "larc")
+}
 
 
 class State(NamedTuple):
@@ -49,7 +50,7 @@ def make(
 
   Args:
     name: "sgd", "adam", "adamw", "lamb", "lars" or "larc"; see the function of
-      the same name for what else it takes.
+      the same name in `optimizers` for what else it takes.
     learning_rate: a number or `step -> number`.
     weight_decay: a number or `step -> number`.
     decay_exclude: patterns of parameters without decay (LARS and LAMB: and
@@ -59,7 +60,7 @@ def make(
     clip_by_module: that of each part of the parameters, as "encoder", is
       (DINOv2).
     layer_decay: times the rate, to the power of the depth below the encoder's
-      last norm, see `layer_depths`; `groups` go on top.
+      last norm, see `paths.layer_depths`; `groups` go on top.
     groups: dicts of `match` with some of `lr_mult`; `lr`, a constant rate that
       nothing scales or schedules; `weight_decay`; `momentum`, where the
       optimiser has it. The first that matches a parameter holds, also before
@@ -89,7 +90,7 @@ def make(
     layer_decay=layer_decay,
   )
   _check(groups, freeze, decay_exclude)
-  excluded = lambda path, w: _matches(decay_exclude, path, w)
+  excluded = lambda path, w: paths.matches(decay_exclude, path, w)
 
   def group_of(path):
     return next((g for g in groups if re.search(g["match"], path)), {})
@@ -97,7 +98,7 @@ def make(
   def in_group(path, key, otherwise):
     return group_of(path).get(key, otherwise)
 
-  maker = _makers()[name]
+  maker = _MAKERS[name]
   tx = maker(excluded=excluded, **hyper)
   for group in groups:
     if "momentum" in group:
@@ -125,27 +126,27 @@ def make(
       own = rate * in_group(path, "lr_mult", 1.0) * slower
       return in_group(path, "lr", own)
 
-    depths = () if layer_decay is None else (layer_depths(params),)
-    return _map_with_path(of, params, *depths)
+    depths = () if layer_decay is None else (paths.layer_depths(params),)
+    return paths.map_with_path(of, params, *depths)
 
   def decays(params, decay):
     of = lambda path, w: in_group(
       path, "weight_decay", 0.0 if excluded(path, w) else decay
     )
-    return _map_with_path(of, params)
+    return paths.map_with_path(of, params)
 
   read = lambda value, step: value(step) if callable(value) else value
 
   def init(params):
     if clip_by_param or name in ("lamb", "lars", "larc"):
-      _refuse_scanned(params)
-    if layer_decay is not None and not _blocks(params):
+      paths.refuse_scanned(params)
+    if layer_decay is not None and not paths.blocks(params):
       raise errors.UserError(
         "optimizer.layer_decay is for encoders of blocks, and this one has "
         "none: leave it out"
       )
-    _check_matches([part["match"] for part in (*groups, *freeze)], params)
-    _warn_of_unmatched([p for p in decay_exclude if p != "1d"], params)
+    paths.check_matches([part["match"] for part in (*groups, *freeze)], params)
+    paths.warn_of_unmatched([p for p in decay_exclude if p != "1d"], params)
     return State(jnp.zeros([], jnp.int32), tx.init(params))
 
   def update(grads, state, params):
@@ -161,154 +162,18 @@ def make(
   return optax.GradientTransformation(init, update)
 
 
-def _makers():
-  return dict(sgd=sgd, adam=adam, adamw=adamw, lamb=lamb, lars=lars, larc=larc)
-
-
 def options(name: str) -> dict[str, Any]:
   """The options of the optimiser `name` alone, {option: annotation}.
 
   Raises:
     UserError: there is none of that name.
   """
-  makers = _makers()
-  if name not in makers:
+  if name not in _MAKERS:
     raise errors.UserError(
-      f"unknown optimizer {name!r}: choose among {', '.join(makers)}"
+      f"unknown optimizer {name!r}: choose among {', '.join(_MAKERS)}"
     )
-  kinds = inspect.signature(makers[name]).parameters.values()
+  kinds = inspect.signature(_MAKERS[name]).parameters.values()
   return {k.name: k.annotation for k in kinds if k.name != "excluded"}
-
-
-def sgd(
-  *,
-  excluded: Callable,
-  momentum: float = 0.9,
-  nesterov: bool = False,
-  moment_dtype: str | None = None,
-):
-  """SGD as torch.optim has it: the decay joins the gradient before momentum."""
-  del excluded
-  return optax.chain(
-    _add_decay(),
-    _trace(momentum, nesterov, moment_dtype),
-    _times_rate(),
-  )
-
-
-def adamw(
-  *,
-  excluded: Callable,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  bias_correction: bool = True,
-  moment_dtype: str | None = None,
-):
-  """AdamW as torch.optim has it: the decay is decoupled, times the rate.
-
-  Without `bias_correction`, and with eps 1e-6, it is BERT's:
-  `AdamWeightDecayOptimizer` of google-research/bert `optimization.py`.
-  """
-  del excluded
-  adam = _scale_by_adam(b1, b2, eps, bias_correction, moment_dtype)
-  return optax.chain(adam, _add_decay(), _times_rate())
-
-
-def adam(
-  *,
-  excluded: Callable,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  moment_dtype: str | None = None,
-):
-  """Adam as torch.optim has it: the decay joins the gradient (L2)."""
-  del excluded
-  return optax.chain(
-    _add_decay(),
-    _scale_by_adam(b1, b2, eps, moment_dtype=moment_dtype),
-    _times_rate(),
-  )
-
-
-def lamb(
-  *,
-  excluded: Callable,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-6,
-  moment_dtype: str | None = None,
-):
-  """LAMB: You et al. 2019, arXiv:1904.00962, algorithm 2.
-
-  What is excluded from decay has no adaptation either, as in the authors'
-  google-research/albert `lamb_optimizer.py`; which, unlike the paper and this,
-  does not correct the moments' bias. Trust is of each parameter, and queries,
-  keys and values are one here, also BERT's, whose authors have three.
-  """
-  return optax.chain(
-    _scale_by_adam(b1, b2, eps, moment_dtype=moment_dtype),
-    _add_decay(),
-    _adapt(excluded, 1.0),
-    _times_rate(),
-  )
-
-
-def lars(
-  *,
-  excluded: Callable,
-  momentum: float = 0.9,
-  eeta: float = 0.001,
-  nesterov: bool = False,
-  rate_first: bool = True,
-  moment_dtype: str | None = None,
-):
-  """LARS as google-research/simclr `lars_optimizer.py` has it.
-
-  v <- momentum v + rate trust (g + decay w), w <- w - v: the rate is inside the
-  momentum. With `rate_first=False` it is outside, as the authors of BYOL,
-  Barlow Twins and VICReg have it: v <- momentum v + trust (g + decay w), w <- w
-  - rate v. Trust is eeta |w| / |g + decay w|; parameters that are excluded have
-  neither decay nor trust.
-  """
-  trace = _trace(momentum, nesterov, moment_dtype)
-  last = (_times_rate(), trace) if rate_first else (trace, _times_rate())
-  return optax.chain(_add_decay(), _adapt(excluded, eeta), *last)
-
-
-def larc(
-  *,
-  excluded: Callable,
-  momentum: float = 0.9,
-  nesterov: bool = False,
-  trust_coefficient: float = 0.001,
-  clip: bool = False,
-  eps: float = 1e-8,
-  exclude_from_adaptation: bool = False,
-  moment_dtype: str | None = None,
-):
-  """LARC as NVIDIA/apex `parallel/LARC.py` has it around SGD; SwAV uses it.
-
-  g <- (g + decay w) a, where a = trust_coefficient |w| / (|g| + decay |w| +
-  eps); `clip` makes it min(a / rate, 1), so that the rate given is the most.
-  vturrisi/solo-learn `lars.py` is this with clip, trust_coefficient 0.02 and
-  exclude_from_adaptation, which leaves plain SGD to what `decay_exclude` finds.
-  """
-
-  def adapt(path, g, w, rate, decay):
-    if exclude_from_adaptation and excluded(path, w):
-      return g + decay * w
-    w_norm, g_norm = jnp.linalg.norm(w), jnp.linalg.norm(g)
-    a = trust_coefficient * w_norm / (g_norm + decay * w_norm + eps)
-    if clip:
-      a = jnp.minimum(a / rate, 1.0)
-    # Where a norm is zero apex leaves the gradient alone, and adds no decay.
-    return jnp.where((w_norm != 0) & (g_norm != 0), (g + decay * w) * a, g)
-
-  return optax.chain(
-    _by_param(adapt), _trace(momentum, nesterov, moment_dtype), _times_rate()
-  )
 
 
 def freeze_until(
@@ -349,82 +214,10 @@ def freeze_until(
 def _apart(matches, **parts):
   """The first of two for paths that `matches`, the second for the rest."""
   found, rest = parts
-  labels = lambda params: _map_with_path(
+  labels = lambda params: paths.map_with_path(
     lambda path, x: found if matches(path) else rest, params
   )
   return optax.partition(parts, labels, mask_compatible_extra_args=True)
-
-
-def _trace(momentum, nesterov, moment_dtype):
-  return optax.trace(momentum, nesterov, _moment_dtype(moment_dtype))
-
-
-def _moment_dtype(name):
-  if name not in (None, "bfloat16"):  # an integer would lose the moment
-    raise errors.UserError(
-      f"optimizer.moment_dtype={name!r}: give 'bfloat16', or none"
-    )
-  return name and jnp.bfloat16
-
-
-def _scale_by_adam(b1, b2, eps, bias_correction=True, moment_dtype=None):
-  """As `optax.scale_by_adam`, but 1 - b**count to float32's last digit.
-
-  optax' own loses 1e-5 of the first steps' updates where b2 is 0.999. The
-  second moment stays float32 whatever `moment_dtype` is: in bfloat16 steps of
-  1 - b2 are lost to rounding, and it would stand still.
-  """
-
-  first = _moment_dtype(moment_dtype)
-
-  def init(params):
-    zeros = lambda dtype: jax.tree.map(
-      lambda x: jnp.zeros_like(x, dtype), params
-    )
-    moments = zeros(first), zeros(jnp.float32)
-    return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), *moments)
-
-  def update(grads, state, params=None):
-    del params
-    count = state.count + 1
-    correction = lambda b: -jnp.expm1(count * (math.log(b) if b else -math.inf))
-    c1, c2 = (correction(b1), correction(b2)) if bias_correction else (1.0, 1.0)
-    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
-    scaled = lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps)
-    updates = jax.tree.map(scaled, mu, nu)
-    as_before = lambda new, old: new.astype(old.dtype)
-    mu, nu = jax.tree.map(as_before, (mu, nu), (state.mu, state.nu))
-    return updates, optax.ScaleByAdamState(count, mu, nu)
-
-  return optax.GradientTransformation(init, update)
-
-
-def _by_param(function):
-  """`function(path, update, w, rate, decay)` for each parameter."""
-
-  def update(updates, state, params, *, rates, decays):
-    return _map_with_path(function, updates, params, rates, decays), state
-
-  return optax.GradientTransformationExtraArgs(
-    lambda params: optax.EmptyState(), update
-  )
-
-
-def _add_decay():
-  return _by_param(lambda path, g, w, rate, decay: g + decay * w)
-
-
-def _times_rate():
-  return _by_param(lambda path, u, w, rate, decay: -rate * u)
-
-
-def _adapt(excluded, coefficient):
-  """Times coefficient |w| / |u|, but for what is excluded."""
-  return optax.masked(
-    optax.scale_by_trust_ratio(trust_coefficient=coefficient),
-    lambda tree: _map_with_path(lambda *a: not excluded(*a), tree),
-  )
 
 
 def _clip_each(norm):
@@ -446,47 +239,6 @@ def _clip_modules(norm):
   return optax.stateless(
     lambda updates, _: {name: clip(tree) for name, tree in updates.items()}
   )
-
-
-_BLOCK = re.compile(r"^encoder/block(\d+)/")
-
-
-def _blocks(params):
-  """How many the encoder has."""
-
-  def number(path, w):
-    if found := _BLOCK.search(path):
-      return int(found[1]) + 1
-    return w.shape[0] if path.startswith(_SCANNED) else 0
-
-  return max(jax.tree.leaves(_map_with_path(number, params)), default=0)
-
-
-def layer_depths(params):
-  """How many layers below the encoder's last norm each parameter is.
-
-  facebookresearch/dinov2 `utils/param_groups.py`, and BEiT: of a ViT of n
-  blocks the last has 1, the first n, and n + 1 what comes before them: patch
-  embedding, positions, class, mask and register tokens. The last norm, relative
-  positions, which all blocks share, and all that is outside the encoder have 0.
-  BERT's one norm of its own is of the embeddings: it has n + 1. Scanned blocks
-  have an array.
-  """
-  blocks = _blocks(params)
-  last = ("encoder/norm", "encoder/relative/")
-  if "kind_embed" in params.get("encoder", {}):
-    last = ()
-
-  def depth(path, w):
-    if found := _BLOCK.search(path):
-      return blocks - int(found[1])
-    if path.startswith(_SCANNED):
-      depths = blocks - jnp.arange(blocks)
-      return depths.reshape(-1, *(1,) * (w.ndim - 1))
-    inside = path.startswith("encoder/") and not path.startswith(last)
-    return blocks + 1 if inside else 0
-
-  return _map_with_path(depth, params)
 
 
 def _check_numbers(**given):
@@ -527,53 +279,3 @@ def _check(groups, freeze, patterns):
       re.compile(pattern)
     except (re.error, TypeError) as e:
       raise errors.UserError(f"not a pattern: {pattern!r} ({e})") from e
-
-
-def _check_matches(patterns, params):
-  paths = jax.tree.leaves(_map_with_path(lambda path, w: path, params))
-  for pattern in patterns:
-    if not any(re.search(pattern, path) for path in paths):
-      raise errors.UserError(
-        f"no parameter matches {pattern!r}: patterns are for paths like "
-        f"{paths[-1]}"
-      )
-
-
-def _warn_of_unmatched(patterns, params):
-  """Those of `decay_exclude` may be for encoders of several kinds."""
-  for pattern in patterns:
-    try:
-      _check_matches([pattern], params)
-    except errors.UserError as e:
-      logging.warning("optimizer.decay_exclude: %s", e)
-
-
-def _refuse_scanned(params):
-  """What takes a norm of each parameter would take it of all blocks as one."""
-
-  def see(path, w):
-    if path.startswith(_SCANNED):
-      raise errors.UserError(
-        "lamb, lars, larc and clip_by_param take the norm of each parameter, "
-        "and scanned blocks are one: set config.encoder.scan=False"
-      )
-
-  _map_with_path(see, params)
-
-
-def _matches(patterns, path, x):
-  ndim = x.ndim - path.startswith(_SCANNED)
-  return any(
-    ndim < 2 if pattern == "1d" else re.search(pattern, path)
-    for pattern in patterns
-  )
-
-
-def _map_with_path(function, tree, *rest):
-  """`function(path, leaf, ...)`, where paths are joined by slashes."""
-
-  def call(path, *leaves):
-    names = (str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
-    return function("/".join(names), *leaves)
-
-  return jax.tree_util.tree_map_with_path(call, tree, *rest)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 
 from ssljax import checkpoint
-from ssljax import config as config_lib
+from ssljax import checks
 from ssljax import core
 from ssljax import errors
 from ssljax import named
@@ -78,7 +78,7 @@ def plan(
       f"mfu={mfu} and effort={effort}: give an mfu in (0, 1], and an effort "
       f"among {', '.join(_EFFORTS)}"
     )
-  config_lib.check(config)
+  checks.check(config)
   places = {name: hardware.devices(name) for name in topologies}
   encoder = run_lib.make_encoder(config)
   source = source_lib.of(config, encoder, examples, classes)
