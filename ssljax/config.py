@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_dict
@@ -329,6 +330,8 @@ def _read(path):
     raise errors.UserError(
       f"{file} is not Python ({e}): give a config, as in configs/"
     ) from e
+  except Exception as e:  # of any code
+    raise _mistake(file, e) from e
   get_config = getattr(module, "get_config", None)
   if not callable(get_config):
     get_config = lambda *unused: None
@@ -340,13 +343,32 @@ def _read(path):
     if colon:
       mend = f"it has no variants, so give --config={file}"
     raise errors.UserError(f"{file}: {mend}") from e
-  config = get_config(*variants)
+  try:
+    config = get_config(*variants)
+  except errors.UserError:
+    raise
+  except Exception as e:
+    raise _mistake(file, e) from e
   if not isinstance(config, config_dict.ConfigDict):
     raise errors.UserError(
       f"{file} has no get_config that returns a ConfigDict: give a config, as "
       "in configs/"
     )
   return config
+
+
+def _mistake(file, e):
+  """What the code of a config file raised, and its line there."""
+  lines = [
+    f.lineno
+    for f in traceback.extract_tb(e.__traceback__)
+    if f.filename == file
+  ]
+  place = f"{file}, line {lines[-1]}" if lines else file
+  reason = next(iter(str(e).splitlines()), "without a reason")
+  return errors.UserError(
+    f"{place}: {type(e).__name__} ({reason}): mend the config"
+  )
 
 
 def _override(config, overrides):

@@ -91,7 +91,9 @@ def test_what_is_not_finite_is_null_in_the_last_line(monkeypatch, capsys):
 
 def test_a_misspelt_variant_is_told(mistake):
   line = mistake("train", f"--config={QUICK}k")
-  assert "unknown variant 'quickk': choose among multi_view, fast, quick" in line
+  assert (
+    "unknown variant 'quickk': choose among multi_view, fast, quick" in line
+  )
 
 
 @pytest.mark.parametrize(
@@ -108,11 +110,19 @@ def test_a_file_that_is_no_config_is_told(mistake, tmp_path, text, says):
   assert re.search(says, line), line
 
 
-def test_a_config_with_a_bug_shows_where(tmp_path):
+@pytest.mark.parametrize(
+  "text, says",
+  [
+    ("def get_config():\n  raise ValueError('a bug')\n", "line 2: Val.*"),
+    ("import os\n\nos.nothing\n", "line 3: Attr.*"),
+  ],
+)
+def test_a_config_with_a_bug_shows_where(mistake, tmp_path, text, says):
   path = tmp_path / "config.py"
-  path.write_text("def get_config(arg=None):\n  raise ValueError('a bug')\n")
-  with pytest.raises(ValueError, match="^a bug$"):
-    config_lib.load(str(path), [])
+  path.write_text(text)
+  line = mistake("train", f"--config={path}")
+  says = rf"config\.py, {says} \((a bug|.*nothing.*)\): mend the config"
+  assert re.search(says, line), line
 
 
 WRONG = {
