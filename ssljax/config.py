@@ -330,6 +330,8 @@ def _read(path):
     raise errors.UserError(
       f"{file} is not Python ({e}): give a config, as in configs/"
     ) from e
+  except errors.UserError:
+    raise
   except Exception as e:  # of any code
     raise _mistake(file, e) from e
   get_config = getattr(module, "get_config", None)

@@ -21,8 +21,7 @@ def ntxent(
   views, where the authors' `objective.py` adds the mean over the first views
   to the mean over the second, which is twice as much. Of more than two views
   the others of the image are partners, and the loss is their mean: equation 2
-  of Khosla et al. 2020 (SupCon) where every image is its own class, as
-  HobbitLong/SupContrast `losses.py` has it without labels.
+  of Khosla et al. 2020 (SupCon) where every image is its own class.
 
   Args:
     *views: two or more [n d], the projections of each view, in the same order;
@@ -37,8 +36,10 @@ def ntxent(
     is about log(v n - 1).
 
   Raises:
-    ValueError: `blocks` does not divide v n.
+    ValueError: one view alone, or `blocks` does not divide v n.
   """
+  if len(views) < 2:
+    raise ValueError("NT-Xent needs two or more views")
   views = [ops.l2_normalize(z.astype(jnp.float32)) for z in views]
   # The mean of the cosines with the partners is the cosine with their mean.
   partners = [

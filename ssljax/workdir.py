@@ -51,7 +51,7 @@ def data_file(workdir: str, name: str) -> str:
 
 
 def keep_data(source, workdir: str) -> None:
-  """Writes what a run must keep of its data: files, and what `describe` says.
+  """Writes what a run must keep of its data: files, and its description.
 
   Raises:
     OSError: it cannot be written.
@@ -63,7 +63,7 @@ def keep_data(source, workdir: str) -> None:
 
 
 def kept_data(workdir: str) -> dict | None:
-  """What `describe` said of the data of a run; None where it was not kept.
+  """The description of a run's data; None where it was not kept.
 
   Raises:
     UserError: it is damaged.
@@ -90,6 +90,7 @@ def refuse_another_run(run, workdir):
 
 
 def refuse_another_config(config, workdir):
+  """Raises UserError where the workdir holds a run of another config."""
   path = os.path.join(workdir, "config.json")
   if not os.path.exists(path):
     return
@@ -104,7 +105,10 @@ def refuse_another_config(config, workdir):
 
 
 def refuse_other_files(run, workdir):
-  """Of data that were prepared anew, say with another vocabulary."""
+  """Raises UserError where the data's files are not those that a run kept.
+
+  They may have been prepared anew, say with another vocabulary.
+  """
   for name, text in run.source.files.items():
     path = data_file(workdir, name)
     if not os.path.exists(path):

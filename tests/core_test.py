@@ -262,6 +262,18 @@ def test_a_loss_in_blocks_gives_the_same_steps(way):
   np.testing.assert_allclose(losses, reference("simclr")[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("way", ["jit8", "shard_map8", "accumulate4"])
+def test_three_views_give_the_same_steps(way):
+  wrap, axis_name, accumulate = WAYS[way]
+  ran = functools.partial(
+    run, METHODS["simclr"](), augment=functools.partial(toys.augment, count=3)
+  )
+  expected, _ = ran(lambda step: under_jit(step, 1))
+  losses, _ = ran(wrap, axis_name=axis_name, accumulate=accumulate)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert losses[0] > reference("simclr")[0][0]  # one more is to be found
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_two_stages_give_the_gradient_of_the_composition(name):
   method, augment = METHODS[name](), augment_of(name)

@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -539,22 +540,33 @@ def test_options_of_the_compiler_for_gpus_that_are_not_here():
   with plan_lib.effort_of("default"):
     assert named() == {"xla_gpu_enable_triton_gemm"}
     assert plan_lib._options(gpu._replace(here=True)) == {}
+  with plan_lib.effort_of("O0"):
+    here = plan_lib._options(gpu._replace(here=True))
+    assert set(here) == {"xla_disable_hlo_passes"}
   assert plan_lib._options(None) == {}
 
 
-@pytest.mark.parametrize("name", ["NVIDIA H200", "Quadro P400"])
-def test_a_gpu_that_is_here_has_its_kinds_rates(name, monkeypatch):
-  class Device:
-    device_kind = name
-
-    def memory_stats(self):
-      return {"bytes_limit": 113548197888, "bytes_in_use": 0}
-
-  found = [Device(), Device()]
+@pytest.mark.parametrize(
+  "names, stats",
+  [
+    (["NVIDIA H200"] * 2, {"bytes_limit": 113548197888, "bytes_in_use": 0}),
+    (["NVIDIA H200", "NVIDIA B200"], {"bytes_limit": 113548197888}),
+    (["Quadro P400"], {"bytes_limit": 113548197888}),
+    (["NVIDIA H200"], None),
+  ],
+)
+def test_gpus_that_are_here_have_their_kinds_rates(names, stats, monkeypatch):
+  device = lambda name: types.SimpleNamespace(
+    device_kind=name, memory_stats=lambda: stats
+  )
+  found = list(map(device, names))
   monkeypatch.setattr(hardware.jax, "devices", lambda platform: found)
+  # More than all of it is managed memory, to jax.
+  monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "2")
   devices, chip = hardware.devices("cuda")
   assert devices is found
-  if name == "NVIDIA H200":
+  monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
+  if names == ["NVIDIA H200"] * 2:
     kind = hardware.chip_of_gpu("h200")
     assert chip == kind._replace(hbm=113548197888, here=True)
   else:

@@ -55,14 +55,14 @@ def trace(method, tx, rng, batch, **options):
   return jax.eval_shape(step, state, batch, rng)
 
 
-def augment(batch):
-  """Two noisy views of [b h w c] uint8, drawn from each example's key."""
+def augment(batch, count=2):
+  """Noisy views of [b h w c] uint8, drawn from each example's key."""
   image = batch["image"].astype(jnp.float32) / 255
 
   def view(key, x):
     return x + 0.1 * jax.random.normal(key, x.shape)
 
-  keys = ops.view_keys(batch["key"], 2).reshape(-1, 2)
+  keys = ops.view_keys(batch["key"], count).reshape(-1, count)
   views = jax.vmap(jax.vmap(view, (0, None)), (0, 0))(keys, image)
   return {k: v for k, v in batch.items() if k != "image"} | {"views": views}
 

@@ -103,6 +103,7 @@ def make(
         f"method.blocks={blocks} does not divide the batch of {len(views[0])}"
       )
     loss = losses.ntxent(*views, temperature=temperature, blocks=blocks)
+    # Told of the first two views: whether the one finds the other.
     z1, z2 = (ops.l2_normalize(z) for z in views[:2])
     nearest = lambda z: (z @ z2.T).argmax(axis=1)
     found = ops.in_blocks(nearest, z1, blocks) == jnp.arange(len(z1))

@@ -1,4 +1,4 @@
-"""Optimisers, as the papers have them. Needs jax and optax alone.
+"""An optimiser by name, with groups, freezing, clipping and layer decay.
 
 The step is counted once, outside; schedules of the rate and the decay are read
 there and handed inwards, so that a part that was frozen begins with fresh
@@ -22,8 +22,12 @@ from ssljax.optim import optimizers
 from ssljax.optim import paths
 
 _MAKERS = {
-  name: getattr(optimizers, name)
-  for name in ("sgd", "adam", "adamw", "lamb", "lars", "larc")
+  "sgd": optimizers.sgd,
+  "adam": optimizers.adam,
+  "adamw": optimizers.adamw,
+  "lamb": optimizers.lamb,
+  "lars": optimizers.lars,
+  "larc": optimizers.larc,
 }
 
 

@@ -43,7 +43,10 @@ def check_matches(patterns, params):
 
 
 def warn_of_unmatched(patterns, params):
-  """Those of `decay_exclude` may be for encoders of several kinds."""
+  """Warns where no parameter matches one of `decay_exclude`.
+
+  It may be for encoders of several kinds.
+  """
   for pattern in patterns:
     try:
       check_matches([pattern], params)

@@ -216,11 +216,13 @@ def compile_step(run, chip) -> Compiled:
 
 
 def _options(chip):
-  """Of the compiler for GPUs that are not here."""
-  if chip is None or not chip.gpu or chip.here:
+  """Of the compiler for GPUs."""
+  if chip is None or not chip.gpu:
     return {}
-  # Triton's products are chosen by timing them on a GPU.
-  options = {"xla_gpu_enable_triton_gemm": False}
+  options = {}
+  if not chip.here:
+    # Triton's products are chosen by timing them on a GPU.
+    options["xla_gpu_enable_triton_gemm"] = False
   if jax.config.jax_optimization_level == "O0":
     # For its softmax some programs are tiled in all ways, which takes minutes.
     options["xla_disable_hlo_passes"] = "triton-softmax-rewriter"

@@ -84,8 +84,7 @@ _GPUS = {
 
 
 def devices(topology: str) -> tuple[list, Chip | None]:
-  """The devices of a topology, and what each can do, or None where that is not
-  known, as of simulated ones.
+  """The devices of a topology, and what each can do, or None if not known.
 
   Args:
     topology: "v5e:4x4" and the like, which need libtpu and no chip; "h100:8" or
@@ -138,13 +137,12 @@ def _present():
     raise errors.UserError(
       "--topology=cuda: jax finds no GPU here; pip install 'ssljax[cuda12]'"
     ) from e
-  for kind, gpu in _GPUS.items():
-    if found[0].device_kind == gpu.kind:
-      chip = chip_of_gpu(kind)._replace(here=True)
-      # Of an allocator that keeps none there are no statistics.
-      limit = (found[0].memory_stats() or {}).get("bytes_limit", chip.hbm)
-      return found, chip._replace(hbm=limit)
-  return found, None
+  kinds = {device.device_kind for device in found}
+  gpu = next((gpu for gpu in _GPUS.values() if kinds == {gpu.kind}), None)
+  # Some of jax' allocators have no limit.
+  limit = (found[0].memory_stats() or {}).get("bytes_limit")
+  known = gpu is not None and limit is not None
+  return found, _chip(gpu, limit)._replace(here=True) if known else None
 
 
 def chip_of_gpu(kind: str) -> Chip:
@@ -157,7 +155,10 @@ def chip_of_gpu(kind: str) -> Chip:
   for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"):
     if given := os.environ.get(name):
       share = _share(name, given)
-  hbm = share * gpu.memory
+  return _chip(gpu, share * gpu.memory)
+
+
+def _chip(gpu, hbm):
   return Chip(0, gpu.flops, hbm, gpu.memory_rate, gpu.link_rate, gpu=True)
 
 
