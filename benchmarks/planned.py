@@ -6,6 +6,10 @@ of three steps beyond what the process had once they were compiled and before
 there was a state, as Linux counts it. That depends on how the devices, which
 share the cores, fall into step: each config is run in `--rounds` processes of
 its own, and the median counts. Prints one JSON object.
+
+What no plan has is the room in which XLA's convolutions lay out their operands
+on a CPU: SimCLR's ResNet has up to half as much allocated besides, of which a
+part is ever touched.
 """
 
 import argparse
