@@ -13,9 +13,9 @@ strength too, in 200 steps: 0.8055 and 0.8190 on an AMD EPYC, 0.7961 and 0.8185
 on an Intel Xeon, where sums go another way.
 
 `:multi_view`, four views of which a fifth is solarised, in 1,170 steps: kNN
-0.8767 and linear 0.8899, one seed, two cores of an Intel Xeon, 78 minutes at 3.7
-s a step alone (`--config.eval.every_epochs=0`). Rate and solarisation are the
-best of seven recipes of two views that were held out on a GPU, where they have
+0.8767 and linear 0.8899, one seed, on two cores of an Intel Xeon, 3.7 s a step
+alone, 78 minutes beside small other work. Rate and solarisation are the best of
+seven recipes of two views that were tried on a GPU, held out, where they have
 0.8747 and 0.8891 (`benchmarks/recipes.csv`); the number of views was not chosen
 among several.
 
