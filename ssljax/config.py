@@ -183,8 +183,9 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
   """Reads `--config=path` and the `--config.a.b=value` among `argv`.
 
   Raises:
-    UserError: no such file, one that is no config, an unknown key (one that
-      is near is named), a word for a section, or a value of another type.
+    UserError: no such file, one that is no config or raises something, an
+      unknown key (one that is near is named), a word for a section, or a value
+      of another type.
   """
   config = _read(path)
   _refuse_unknown(config, path)

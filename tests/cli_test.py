@@ -125,6 +125,14 @@ def test_a_config_with_a_bug_shows_where(mistake, tmp_path, text, says):
   assert re.search(says, line), line
 
 
+def test_what_a_config_file_tells_is_left_as_it_is(mistake, tmp_path):
+  path = tmp_path / "config.py"
+  raises = "raise errors.UserError('the reason')\n"
+  for text in (raises, f"def get_config():\n  {raises}"):
+    path.write_text(f"from ssljax import errors\n{text}")
+    assert mistake("train", f"--config={path}") == "ssljax: the reason"
+
+
 WRONG = {
   "batch_size=0": "batch_size=0: give 1 or more",
   "batch_size=-64": "batch_size=-64: give 1 or more",

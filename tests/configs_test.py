@@ -90,27 +90,6 @@ def of_images():
   return [pytest.param(path, id=name) for name, path in found.items()]
 
 
-def test_simclrs_multi_view_is_of_four_solarised_views():
-  path = os.path.join(ROOT, "configs", "simclr_resnet18_fashion_mnist.py")
-  own, path = path, f"{path}:multi_view"
-  config = config_lib.load(f"{path},quick", ["--config.mesh.data=1"])
-  run = run_lib.build(config)
-  batch = run_lib.abstract_batch(run)
-  batch["key"] = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 64))
-  assert jax.eval_shape(run.augment, batch)["views"].shape[:2] == (64, 4)
-  plain, many = (
-    config_lib.flat(config_lib.to_dict(config_lib.load(p, [])))
-    for p in (own, path)
-  )
-  differs = {k: v for k, v in many.items() if plain.get(k) != v}
-  assert differs == {
-    "epochs": 5.0,
-    "augment.views": 4,
-    "augment.solarize_p": 0.2,
-    "optimizer.learning_rate": 0.6,
-  }
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", of_images())
 def test_quick_is_finite_in_bfloat16_with_small_batches(path):
@@ -193,6 +172,27 @@ def paper_state(path, classes_shape, **sizes):
 
 def count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_simclrs_multi_view_is_of_four_solarised_views():
+  own = os.path.join(ROOT, "configs", "simclr_resnet18_fashion_mnist.py")
+  path = f"{own}:multi_view"
+  config = config_lib.load(f"{path},quick", ["--config.mesh.data=1"])
+  run = run_lib.build(config)
+  batch = run_lib.abstract_batch(run)
+  batch["key"] = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 64))
+  assert jax.eval_shape(run.augment, batch)["views"].shape[:2] == (64, 4)
+  plain, many = (
+    config_lib.flat(config_lib.to_dict(config_lib.load(p, [])))
+    for p in (own, path)
+  )
+  differs = {k: v for k, v in many.items() if plain.get(k) != v}
+  assert differs == {
+    "epochs": 5.0,
+    "augment.views": 4,
+    "augment.solarize_p": 0.2,
+    "optimizer.learning_rate": 0.6,
+  }
 
 
 def test_simclr_resnet50_imagenet_is_the_papers():

@@ -54,6 +54,11 @@ def test_ntxent_of_three_views_is_the_mean_over_partners():
     np.testing.assert_allclose(value, np.mean(missed), rtol=1e-6)
 
 
+def test_ntxent_of_one_view_is_told():
+  with pytest.raises(ValueError, match="two or more views"):
+    losses.ntxent(jnp.ones((8, 4)), temperature=0.5)
+
+
 def test_ntxent_without_information_is_log_of_the_candidates():
   z = jnp.ones((8, 4))
   np.testing.assert_allclose(

@@ -170,16 +170,19 @@ def test_simclrs_views_are_two_or_more():
   np.testing.assert_allclose(z[:, 2:], z[:, :2], rtol=1e-5)
 
 
-def test_views_are_dropped_apart():
+@pytest.mark.parametrize("count", [2, 4])
+def test_views_are_dropped_apart(count):
   vit = toys.encoder(drop_path=0.5)
   method = toys.compiled(simclr.make(vit, head_norm=False, out_dim=8))
-  views = jnp.stack([jax.random.normal(RNG, (6, 8, 8, 1))] * 2, axis=1)
+  views = jnp.stack([jax.random.normal(RNG, (6, 8, 8, 1))] * count, axis=1)
   batch = {"views": views, "key": jax.random.split(RNG, 6)}
   params, state = method.init(RNG, batch)
   z = method.forward(params, state, batch, step=0, train=True)[0]["z"]
-  assert (z[:, 0] != z[:, 1]).any()
+  for i in range(1, count):
+    assert (z[:, 0] != z[:, i]).any()
   z = method.forward(params, state, batch, step=0, train=False)[0]["z"]
-  np.testing.assert_allclose(z[:, 0], z[:, 1], atol=1e-5)
+  for i in range(1, count):
+    np.testing.assert_allclose(z[:, 0], z[:, i], atol=1e-5)
 
 
 def test_mocos_heads_start_as_torchs():
