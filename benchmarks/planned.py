@@ -9,8 +9,8 @@ its own, and the median counts. Prints one JSON object.
 
 What no plan has is the room in which XLA's convolutions on a CPU lay out their
 operands. By a count of what is allocated, one of 3 x 3 and 16 channels on
-[64 28 28 16] takes 32.0 MiB where 3.1 are planned; its patches are 27.6. Of that
-room a part alone is ever touched, so that the plan does not guess at it.
+[64 28 28 16] takes 32.0 MiB where 3.1 are planned; its patches are 27.6. Of
+that room a part alone is ever touched, so that the plan does not guess at it.
 """
 
 import argparse
