@@ -9,8 +9,9 @@ Two CPU cores, 2,340 steps, one seed: kNN 0.8700, linear 0.8867; raw pixels
 own and took 94 minutes. Before, with `--config.augment.strength=0.5`: 0.8598
 and 0.8801; with it and `--config.augment.blur_p=0
 --config.method.hidden_dim=512`: 0.8579 and 0.8765. `:fast`, which has that
-strength too, in 200 steps: 0.8055 and 0.8190 on an AMD EPYC, 0.7961 and 0.8185
-on an Intel Xeon, where sums go another way.
+strength too, in 200 steps: 0.8055 and 0.8190 on an AMD EPYC, 0.7915 and 0.8093
+on a newer one (family 26), 0.7961 and 0.8185 on an Intel Xeon, where sums go
+another way.
 
 `:multi_view`, four views of which a fifth is solarised, in 1,170 steps: kNN
 0.8767 and linear 0.8899, one seed, on two cores of an Intel Xeon, 3.7 s a step

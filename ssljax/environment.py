@@ -50,13 +50,19 @@ def _commit():
 
 
 def _cpu():
-  """Its name; sums are in another order on another kind."""
+  """Its name, family and model; another kind sums in another order.
+
+  A virtual machine's name may be that of many: "AMD EPYC".
+  """
   try:
     with open(_CPUINFO) as f:
-      found = re.search(r"^model name\s*:\s*(.+)$", f.read(), re.MULTILINE)
+      rows = dict(re.findall(r"^(\w.*\S)\s*: (.+)$", f.read(), re.MULTILINE))
   except OSError:
-    found = None
-  return found[1] if found else platform.processor() or platform.machine()
+    rows = {}
+  if "model name" not in rows:
+    return platform.processor() or platform.machine()
+  known = [f"{k} {rows[k]}" for k in ("cpu family", "model") if k in rows]
+  return ", ".join([rows["model name"], *known])
 
 
 def _cpus():

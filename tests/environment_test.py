@@ -50,3 +50,7 @@ def test_the_kind_of_cpu_is_told(monkeypatch, tmp_path):
   assert told() == platform.machine()  # as where there is no such file
   info.write_text("processor\t: 0\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n")
   assert told() == "AMD EPYC"
+  info.write_text(
+    "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t:\n"
+  )
+  assert told() == "AMD EPYC, cpu family 26, model 2"
