@@ -7,6 +7,7 @@ import json
 import math
 import os
 
+import numpy as np
 from absl import logging
 
 from ssljax import errors
@@ -55,6 +56,26 @@ def whole(path: str, mode: str = "w", draft: str | None = None):
     with contextlib.suppress(OSError):
       os.remove(draft)
     raise
+
+
+def require_npz(out: str) -> None:
+  """Raises UserError where `write_npz` could not write it."""
+  if not out.endswith(".npz"):
+    raise errors.UserError(f"--out={out}: give a name that ends with .npz")
+  folder = os.path.dirname(out) or "."
+  if not os.access(folder, os.W_OK):
+    raise errors.UserError(
+      f"cannot write --out={out}: give a name in a folder that is there"
+    )
+
+
+def write_npz(out: str, arrays: dict) -> None:
+  """Raises UserError where `--out` cannot be written; then it is as it was."""
+  try:
+    with whole(out, "wb") as f:
+      np.savez(f, **arrays)
+  except OSError as e:
+    raise errors.UserError(f"cannot write --out={out}: {e.strerror}") from e
 
 
 def plain(value):

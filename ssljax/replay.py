@@ -12,7 +12,7 @@ import numpy as np
 
 from ssljax import checkpoint
 from ssljax import errors
-from ssljax import evaluate
+from ssljax import files
 from ssljax import run as run_lib
 from ssljax import train
 from ssljax import workdir as workdir_lib
@@ -38,7 +38,7 @@ def replay(workdir: str, step: int, out: str | None = None) -> dict:
       `out` cannot be written.
   """
   if out is not None:
-    evaluate.require_npz(out)
+    files.require_npz(out)
   run = run_lib.build(workdir_lib.restore_config(workdir))
   workdir_lib.refuse_other_examples(run, workdir)
   if not 1 <= step <= run.total_steps:
@@ -58,7 +58,7 @@ def replay(workdir: str, step: int, out: str | None = None) -> dict:
   (update,) = collections.deque(updates, maxlen=1)
   batch = jax.tree.map(np.asarray, update.batch)
   if out is not None:
-    evaluate.write_npz(out, batch)
+    files.write_npz(out, batch)
   return {
     "step": step,
     "from": start or 0,

@@ -251,6 +251,13 @@ def open_source(config, split: str, **like):
   return named.call(_SOURCES[modality], config.data, name, given=options)
 
 
+def open_like(run: Run, name: str | None, split: str, **options):
+  """The source of a split of the run's own dataset, or of another of that name,
+  read as the run reads its own but for the options."""
+  like = run.source.like | ({} if name is None else {"name": name})
+  return open_source(run.config, split, **like, **options)
+
+
 def duration(config, steps_per_epoch: int) -> int:
   """The steps of a run; of steps, examples and epochs the first given holds."""
   if config.steps is not None:

@@ -12,7 +12,7 @@ import pytest
 from ssljax import config as config_lib
 from ssljax import core
 from ssljax import errors
-from ssljax import evaluate
+from ssljax import held_out
 from ssljax import losses
 from ssljax import ops
 from ssljax import optim
@@ -426,7 +426,7 @@ def test_labels_and_their_number_reach_the_method():
   assert run.source.num_classes == 10
   state = run_lib.init_state(run)
   assert state.params["classifier"]["dense0"]["kernel"].shape[1] == 10
-  figures = evaluate.held_out(run, state, None, "test")
+  figures = held_out.measure(run, state, None, "test")
   assert 0 <= figures["test_train_accuracy"] <= 1
 
 
@@ -445,7 +445,7 @@ def test_a_held_out_loss_of_labels_that_are_not_known_is_none(
 
   monkeypatch.setattr(run_lib, "open_source", others)
   with pytest.raises(errors.UserError, match=f"test go up to {label} "):
-    evaluate.held_out(run, state, None, "test")
+    held_out.measure(run, state, None, "test")
 
 
 def test_a_held_out_loss_of_whole_batches_is_their_mean():
@@ -460,7 +460,7 @@ def test_a_held_out_loss_of_whole_batches_is_their_mean():
     return features["z"].max(), (method_state, {})
 
   method = run.method._replace(forward=forward, objective=objective)
-  figures = evaluate.held_out(run._replace(method=method), state, None, "test")
+  figures = held_out.measure(run._replace(method=method), state, None, "test")
   # Of 360 examples two batches are whole, in an order that is not the disk's.
   order = np.random.default_rng(0).permutation(360)
   expected = order[:128].max() / 2 + order[128:256].max() / 2
@@ -475,7 +475,7 @@ def test_a_held_out_loss_is_the_same_in_any_batches_on_any_devices():
     flags = [f"--config.batch_size={size}", f"--config.mesh.data={devices}"]
     run = run_lib.build(config_lib.load(path, flags))
     state = run_lib.init_state(run)
-    losses.append(evaluate.held_out(run, state, None, "test")["test_loss"])
+    losses.append(held_out.measure(run, state, None, "test")["test_loss"])
   np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 

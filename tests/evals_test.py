@@ -17,6 +17,7 @@ from sklearn import neighbors
 from ssljax import config as config_lib
 from ssljax import errors
 from ssljax import evaluate
+from ssljax import held_out
 from ssljax import run as run_lib
 from ssljax import tuning
 from ssljax.data import sources
@@ -562,7 +563,7 @@ def resnet():
 
 def test_a_loss_of_clusters_is_not_of_other_examples(resnet):
   with pytest.raises(errors.UserError, match="leave loss out of --protocols"):
-    evaluate.held_out(*resnet, None, "test")
+    held_out.measure(*resnet, None, "test")
 
 
 def test_from_scratch_batch_norm_has_the_statistics_of_the_data(resnet):

@@ -8,7 +8,6 @@ import pytest
 
 from ssljax import config as config_lib
 from ssljax import errors
-from ssljax import evaluate
 from ssljax import files
 from ssljax import workdir as workdir_lib
 from ssljax.data import sources
@@ -90,18 +89,18 @@ def test_what_is_equal_is_left_alone(tmp_path):
 
 def test_arrays_are_whole_or_as_they_were(tmp_path, monkeypatch):
   out = str(tmp_path / "out.npz")
-  evaluate.write_npz(out, {"x": np.arange(3)})
+  files.write_npz(out, {"x": np.arange(3)})
   for missing in ("nowhere/out.npz", "out.npy"):
     with pytest.raises(errors.UserError, match="give a name"):
-      evaluate.require_npz(str(tmp_path / missing))
-  evaluate.require_npz(out)
+      files.require_npz(str(tmp_path / missing))
+  files.require_npz(out)
 
   def full(*_, **__):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(errors.UserError, match="No space"):
-    evaluate.write_npz(out, {"x": np.arange(5)})
+    files.write_npz(out, {"x": np.arange(5)})
   assert os.listdir(tmp_path) == ["out.npz"]
   np.testing.assert_array_equal(np.load(out)["x"], np.arange(3))
 

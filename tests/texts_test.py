@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from ssljax import config as config_lib
 from ssljax import errors
-from ssljax import evaluate
+from ssljax import held_out
 from ssljax import run as run_lib
 from ssljax.augment import text as text_views
 from ssljax.data import stream
@@ -365,7 +365,7 @@ def test_what_a_loss_says_of_a_text():
   for name in ("gpt_mini_bible", "data2vec_text_mini_wordnet"):
     run = run_lib.build(quick(name))
     state = run_lib.init_state(run)
-    figures[name] = evaluate.held_out(run, state, None, "test")
+    figures[name] = held_out.measure(run, state, None, "test")
   assert set(figures["data2vec_text_mini_wordnet"]) == {"test_loss"}
   gpt = figures["gpt_mini_bible"]
   bits = gpt["test_loss"] / np.log(2)
@@ -375,7 +375,7 @@ def test_what_a_loss_says_of_a_text():
   )
   assert gpt["test_perplexity"] == pytest.approx(np.exp(gpt["test_loss"]))
   run = run_lib.build(quick("gpt_mini_bible", "--config.method.z_loss=0.1"))
-  heavy = evaluate.held_out(run, run_lib.init_state(run), None, "test")
+  heavy = held_out.measure(run, run_lib.init_state(run), None, "test")
   assert heavy["test_loss"] > gpt["test_loss"] + 1
   assert heavy["test_perplexity"] == pytest.approx(gpt["test_perplexity"])
 
@@ -399,7 +399,7 @@ def test_the_held_out_loss_is_of_all_tokens_at_once():
     config = quick("bert_mini_wordnet", f"--config.batch_size={size}")
     run = run_lib.build(config)
     state = run_lib.init_state(run)
-    figures = evaluate.held_out(run, state, None, "test")
+    figures = held_out.measure(run, state, None, "test")
     losses.append(figures["test_loss"])
     # The loss of hidden tokens alone says nothing of all bytes.
     assert figures["test_perplexity"] == pytest.approx(np.exp(losses[-1]))
