@@ -48,11 +48,7 @@ class Checkpoints:
     if keep < 1:
       raise errors.UserError(f"config.checkpoint.keep={keep}: give 1 or more")
     self._directory = os.path.abspath(directory)
-    if "[" in self._directory:
-      raise errors.UserError(
-        f"{self._directory} has a bracket, and Orbax finds no checkpoints "
-        "below one: give another --workdir"
-      )
+    require_no_bracket(self._directory)
     self.knn = {}
     self._keep = keep
     self._read_only = read_only
@@ -195,29 +191,24 @@ class Checkpoints:
     if step not in have:
       what = "that is whole" if asked is None else f"of step {asked}"
       there = ", ".join(map(str, have)) or "none"
+      other = have and asked is not None
+      mend = "give another --step" if other else "`train` makes one"
       raise errors.UserError(
-        f"no checkpoint {what} in {self._directory}: there is {there}"
+        f"no checkpoint {what} in {self._directory}, there is {there}: {mend}"
       )
     folder = self._folder(step)
     with _there(folder):
       wrong = self._wrong_file(step)
       if wrong is None:
-        state = self._restored(step, abstract)
+        _refuse_others(folder, digests.shapes(folder), abstract)
+        args = ocp.args.StandardRestore(abstract)
+        state = self._manager.restore(step, args=args)
         wrong = digests.wrong_array(state, digests.read(folder))
       if wrong is None:
         return state
       raise errors.UserError(
         f"the checkpoint {folder} is damaged ({wrong}): give another --step"
       )
-
-  def _restored(self, step, abstract):
-    try:
-      args = ocp.args.StandardRestore(abstract)
-      return self._manager.restore(step, args=args)
-    except ValueError:  # Orbax names the first that differs, in many lines
-      folder = self._folder(step)
-      _refuse_others(folder, _shapes(_arrays_in(folder)), _shapes(abstract))
-      raise
 
   def restore_part(self, abstract: dict):
     """Restores these parts of the latest state alone.
@@ -235,8 +226,8 @@ class Checkpoints:
       return self._part(self._folder(step), abstract)
 
   def _part(self, folder, abstract):
-    there = {k: v for k, v in _arrays_in(folder).items() if k in abstract}
-    _refuse_others(folder, _shapes(there), _shapes(abstract))
+    there = _of_parts(digests.shapes(folder), abstract)
+    _refuse_others(folder, there, abstract)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       return checkpointer.restore(
         os.path.join(folder, "default"),
@@ -367,15 +358,34 @@ def _shapes(tree):
   return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _arrays_in(folder):
-  """What Orbax says of the arrays of a step, as a tree."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    path = os.path.join(folder, "default")
-    return checkpointer.metadata(path).item_metadata.tree
+def require_fit(directory: str, abstract) -> None:
+  """Raises UserError where the newest checkpoint has other arrays.
+
+  Args:
+    directory: of the checkpoints; none need be there, nor be whole.
+    abstract: a state, or {"params": ..., ...}, parts of it.
+  """
+  for step in steps_in(directory):
+    folder = os.path.join(directory, str(step))
+    try:
+      there = digests.shapes(folder)
+    except (OSError, ValueError):  # it is not whole, or damaged
+      continue
+    return _refuse_others(folder, _of_parts(there, abstract), abstract)
 
 
-def _refuse_others(path, there, here):
-  """Names the first array that only one has, or both with other shapes."""
+def _of_parts(shapes, abstract):
+  """Those of the parts, as "params", that `abstract` has."""
+  parts = {name.partition("/")[0] for name in _shapes(abstract)}
+  return {k: v for k, v in shapes.items() if k.partition("/")[0] in parts}
+
+
+def _refuse_others(path, there, abstract):
+  """Names the first array that only one has, or both with other shapes.
+
+  Orbax would name it in hundreds of lines.
+  """
+  here = _shapes(abstract)
   for name in here | there:
     if there.get(name) != here.get(name):
       of = lambda arrays, n=name: f"is {arrays[n]}" if n in arrays else "is not"
@@ -383,6 +393,14 @@ def _refuse_others(path, there, here):
         f"{path} does not fit: {name} {of(there)} there and {of(here)} here: "
         "give the encoder and the method of that run"
       )
+
+
+def require_no_bracket(directory: str) -> None:
+  if "[" in os.path.abspath(directory):
+    raise errors.UserError(
+      f"{directory} has a bracket, and Orbax finds no checkpoints below one: "
+      "give another --workdir"
+    )
 
 
 def size(state) -> int:

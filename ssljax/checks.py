@@ -25,7 +25,7 @@ _RANGES = (
   ),
   (
     r"method\.((\w+_)?temperature|epsilon|sigma)|encoder\.mlp_ratio|"
-    r"optimizer\.eps",
+    r"optimizer\.(eps|clip_global_norm)",
     lambda x: 0 < x < math.inf,
     "more than 0",
   ),
@@ -69,8 +69,9 @@ def check(config: config_dict.ConfigDict) -> None:
       raise errors.UserError(f"config.{section}.name is missing: give it")
   if not 0 <= config.seed < 1 << 32:
     raise errors.UserError(f"config.seed={config.seed}: give 32 bits")
-  protocols = config.eval.get("protocols", ())
-  if not isinstance(protocols, list | tuple) or set(protocols) - set(PROTOCOLS):
+  protocols = config.eval.get("protocols", PROTOCOLS)  # older runs have none
+  several = isinstance(protocols, list | tuple) and protocols
+  if not several or set(protocols) - set(PROTOCOLS):
     raise errors.UserError(
       f"config.eval.protocols={protocols!r}: give a tuple of "
       f"{', '.join(PROTOCOLS)}"

@@ -255,7 +255,17 @@ def _refuse_unknown(config, file):
       f"{file} has config.data.modality={modality!r}: begin it with "
       "config.base('image') or ('text')"
     )
-  known = set(_paths(base(modality)))
+  whole = base(modality)
+  known, given = set(_paths(whole)), set(_paths(config))
+  for key in _paths(whole):
+    section, dot, _ = key.partition(".")
+    lost = key not in given and not (dot and section in NAMED)
+    if not dot and isinstance(whole[key], config_dict.ConfigDict):
+      lost = not isinstance(config.get(key), config_dict.ConfigDict)
+    if lost:
+      raise errors.UserError(
+        f"{file} has no config.{key}: keep what config.base({modality!r}) has"
+      )
   for key in _paths(config):
     section = key.partition(".")[0]
     if key not in known and (section not in NAMED or key == section):
@@ -333,7 +343,7 @@ def _read(path):
     ) from e
   except errors.UserError:
     raise
-  except Exception as e:  # of any code
+  except (Exception, SystemExit) as e:  # of any code
     raise _mistake(file, e) from e
   get_config = getattr(module, "get_config", None)
   if not callable(get_config):
@@ -350,7 +360,7 @@ def _read(path):
     config = get_config(*variants)
   except errors.UserError:
     raise
-  except Exception as e:
+  except (Exception, SystemExit) as e:
     raise _mistake(file, e) from e
   if not isinstance(config, config_dict.ConfigDict):
     raise errors.UserError(
@@ -424,12 +434,25 @@ def restore(path: str) -> config_dict.ConfigDict:
     with open(path) as f:
       config = json.load(f)
     known = to_dict(base(config["data"]["modality"]))
+    _require_kinds(config, known)
   except (ValueError, KeyError, TypeError) as e:
     raise errors.UserError(
       f"{path} is damaged ({e!r}): remove it, and `train` with the run's own "
       "config writes it again"
     ) from e
   return config_dict.ConfigDict(_with_defaults(config, known)).lock()
+
+
+def _require_kinds(config, known, prefix=""):
+  """Raises TypeError for what is of another kind than its default."""
+  for key in config.keys() & known.keys():
+    value, default = config[key], known[key]
+    number = isinstance(default, int | float)
+    kind = int | float if number else type(default)
+    if default is not None and not isinstance(value, kind):
+      raise TypeError(f"{prefix}{key} is {value!r}")
+    if isinstance(default, dict) and key not in NAMED:
+      _require_kinds(value, default, f"{prefix}{key}.")
 
 
 def _with_defaults(config, known):

@@ -159,6 +159,15 @@ def read(folder: str) -> dict[str, list]:
   return arrays
 
 
+def shapes(folder: str) -> dict[str, tuple[int, ...]]:
+  """The arrays' shapes, of all processes. Raises ValueError where damaged."""
+  stops = lambda place: [stop for _, stop in place]
+  return {
+    name: tuple(map(max, zip(*(stops(place) for place, _ in rows))))
+    for name, rows in read(folder).items()
+  }
+
+
 def wrong_file(folder: str) -> str | None:
   """What is wrong with the first file that is not what it was, if any."""
   try:

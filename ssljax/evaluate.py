@@ -236,7 +236,7 @@ def _before(path):
   try:
     with open(path) as f:
       found = json.load(f)
-  except (FileNotFoundError, ValueError):
+  except (OSError, ValueError):
     return {}
   return found if isinstance(found, dict) else {}
 
@@ -285,11 +285,18 @@ def eval_sets(run):
   """The config's (train, test) sets for evaluation; None where they are ''.
 
   Raises:
-    UserError: `knn` would refuse them, which is found before training.
+    UserError: they are one, or `knn` would refuse them, which is found before
+      training.
   """
   splits = {k: run.config.eval[k] for k in ("train_split", "test_split")}
   if not all(splits.values()):
     return None
+  if len(set(splits.values())) == 1:
+    raise errors.UserError(
+      f"config.eval has {splits['train_split']!r} as train_split and as "
+      "test_split, where each example would find itself: give two, or '' for "
+      "no evaluation"
+    )
   sets = [labelled(run, None, split) for split in splits.values()]
   (n, classes), k = (len(sets[0]), sets[0].num_classes), knn_lib.K
   or_none = "or set --config.eval.train_split='' for no evaluation"

@@ -89,6 +89,15 @@ def plain(value):
   return value
 
 
+def _is_row(row):
+  """Whether it has a step, and all are numbers, null being one not finite."""
+  return (
+    isinstance(row, dict)
+    and isinstance(row.get("step"), int)
+    and all(v is None or isinstance(v, int | float) for v in row.values())
+  )
+
+
 def rows(path: str) -> list[dict]:
   """The rows of a file of JSON lines, which have a step each; none without it.
 
@@ -104,7 +113,7 @@ def rows(path: str) -> list[dict]:
         row = None
         with contextlib.suppress(ValueError):
           row = json.loads(line)
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if _is_row(row):
           found.append(row)
         else:
           logging.warning("%s: a damaged line is left out", path)

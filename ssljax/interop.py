@@ -122,6 +122,7 @@ def export(
   spec = layouts.get(layout, encoder)
   network = network or run_lib.evaluated_network(run)
   arrays = _write(spec, run, state, network)
+  config = None
   if layout == "huggingface" and out.endswith(".safetensors"):
     params, _ = _networks(state, network)
     if layouts_text.fits(encoder):
@@ -129,8 +130,10 @@ def export(
     else:
       grid = _grid(run, encoder)
       config = layouts.config_of(encoder, params["encoder"], grid)
-    _write_config(config, out)
+    _refuse_another_config(config, out)
   write_file(out, arrays)
+  if config is not None:
+    _write_config(config, out)
   ours = jax.tree.map(np.asarray, _networks(state, network))
   again = _read(spec, run, read_file(out), state, network, file=out)[:2]
   leaves = lambda tree: dict(enumerate(jax.tree.leaves(tree)))
@@ -315,18 +318,20 @@ def _check_config(encoder, weights):
     )  # fmt: skip
 
 
-def _write_config(config, out):
-  """Writes a config.json beside `out`, over none but one of the same model."""
+def _refuse_another_config(config, out):
+  """Raises UserError where the config.json beside `out` is not the same."""
   path = _config_beside(out)
-  if os.path.exists(path):
-    if _read_json(path).get("model_type") != config["model_type"]:
-      raise errors.UserError(
-        f"{path} is another's, and a config.json has to lie beside the "
-        "weights: give --out=F in a folder of its own"
-      )
+  if os.path.exists(path) and _read_json(path) != config:
+    raise errors.UserError(
+      f"{path} is another's, and a config.json has to lie beside the weights: "
+      "give --out=F in a folder of its own"
+    )
+
+
+def _write_config(config, out):
+  path = os.path.abspath(_config_beside(out))
   try:
-    with open(path, "w") as f:
-      json.dump(config, f, indent=2)
+    files.write(path, json.dumps(config, indent=2))
   except OSError as e:
     raise errors.UserError(f"cannot write {path}: {e.strerror}") from e
 
@@ -347,6 +352,7 @@ def _read_json(path):
 
 def _save(run, state, workdir):
   """Writes what `train` would have at step 0, what makes it a run last."""
+  checkpoint.require_no_bracket(workdir)
   try:
     os.makedirs(workdir, exist_ok=True)
     checkpoint.require_room(workdir, state)

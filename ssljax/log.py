@@ -319,7 +319,10 @@ def _drop_rows_after(path, step):
   """
   if not os.path.exists(path):
     return []
-  rows = files.rows(path)
+  try:
+    rows = files.rows(path)
+  except OSError as e:
+    raise _not_written(path, e) from e
   kept = [row for row in rows if row["step"] <= step]
   spent = _spent(kept)
   lost = sum(_spent(rows).values()) - sum(spent.values())

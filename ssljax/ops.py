@@ -69,6 +69,11 @@ def require_views(
     more: it takes more as well.
     local: it takes small crops.
   """
+  if "views" not in batch:
+    raise errors.UserError(
+      f"the method takes views of images, and a batch has {', '.join(batch)}: "
+      "give a method of text, or images"
+    )
   given = batch["views"].shape[1]
   if given < count or (given > count and not more):
     many = " or more views" if more else " view" if count == 1 else " views"

@@ -48,6 +48,7 @@ def train(config, workdir: str) -> dict:
       waited for.
   """
   workdir = os.fspath(workdir)
+  checkpoint.require_no_bracket(workdir)
   clock = clock_lib.Clock(config.watchdog_s)
   folder = os.path.join(workdir, "checkpoints")
   if checkpoint.steps_in(folder):  # before the data are read
@@ -56,6 +57,9 @@ def train(config, workdir: str) -> dict:
     raise _no_start(config)
   run = run_lib.build(config)
   workdir_lib.refuse_another_run(run, workdir)
+  checkpoint.require_fit(folder, run.abstract_state)
+  if not checkpoint.steps_in(folder) and config.init_from:
+    checkpoint.require_fit(_start(config), _taken(run))
   sets = _eval_sets(run)
   monitors_run = config.monitor.every_steps > 0
   monitor = _Monitor(run) if monitors_run else None
@@ -71,6 +75,7 @@ def train(config, workdir: str) -> dict:
     if resumed_from is not None:
       state = checkpoints.restore(run.abstract_state)
     else:
+      workdir_lib.drop_evaluations(workdir)
       state = first_state(run)
       if run.config.init_from:  # the other run may go on, or be removed
         checkpoints.save(0, state)
@@ -364,6 +369,12 @@ def _no_start(config):
   )
 
 
+def _taken(run):
+  """What `init_from` takes of another run, abstract."""
+  parts = ("params", "method_state")
+  return {k: getattr(run.abstract_state, k) for k in parts}
+
+
 def first_state(run: run_lib.Run) -> core.TrainState:
   """The state before the first update.
 
@@ -376,6 +387,5 @@ def first_state(run: run_lib.Run) -> core.TrainState:
   other = checkpoint.Checkpoints(_start(run.config), read_only=True)
   if other.latest_step() is None:  # they are all damaged
     raise _no_start(run.config)
-  parts = ("params", "method_state")
-  old = other.restore_part({k: getattr(run.abstract_state, k) for k in parts})
+  old = other.restore_part(_taken(run))
   return run_lib.init_state(run)._replace(**old)

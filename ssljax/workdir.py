@@ -1,6 +1,7 @@
 """The folder of a run: what it holds, whether it fits, and who writes there."""
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -71,11 +72,14 @@ def kept_data(workdir: str) -> dict | None:
   path = data_file(workdir, "source")
   try:
     with open(path) as f:
-      return json.load(f)
+      found = json.load(f)
+    for key in ("modality", "name", "examples", "classes", "arrays"):
+      found[key]
   except FileNotFoundError:
     return None
-  except ValueError as e:
-    raise errors.UserError(f"{path} is damaged ({e}): remove it") from e
+  except (ValueError, KeyError, TypeError) as e:
+    raise errors.UserError(f"{path} is damaged ({e!r}): remove it") from e
+  return found
 
 
 def refuse_another_run(run, workdir):
@@ -142,6 +146,14 @@ def refuse_other_examples(run, workdir):
     )
 
 
+def drop_evaluations(workdir):
+  """Forgets what was measured of an earlier run, as the log does."""
+  if sharding.is_first():
+    for path in glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json")):
+      if os.path.basename(path)[0].isdigit():  # as `evaluate` names them
+        os.remove(path)
+
+
 @contextlib.contextmanager
 def claimed(run, workdir):
   """Makes the workdir this run's own, and no other process's meanwhile."""
@@ -149,7 +161,7 @@ def claimed(run, workdir):
 
     def claim():
       try:
-        os.makedirs(workdir, exist_ok=True)
+        os.makedirs(os.path.join(workdir, "checkpoints"), exist_ok=True)
         stack.enter_context(files.alone(workdir))
         refuse_another_run(run, workdir)  # that ended while this one began
         config_lib.save(run.config, os.path.join(workdir, "config.json"))

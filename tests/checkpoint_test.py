@@ -152,7 +152,7 @@ def test_a_reader_beside_a_run_sees_what_it_saves(folder):
   [
     (digests, "read", lambda c: c.restore(_state(0))),
     (digests, "_of_file", lambda c: c.restore(_state(0), 3)),
-    (checkpoint, "_arrays_in", lambda c: c.restore_part({"params": None})),
+    (digests, "shapes", lambda c: c.restore_part(_state(0))),
   ],
 )
 def test_a_step_that_a_run_removes_while_it_is_read_is_told(
@@ -179,11 +179,34 @@ def test_a_step_that_was_asked_for_and_is_damaged_is_an_error(folder):
     checkpoints.restore(_state(0), 2)
 
 
+def test_other_arrays_are_told_before_orbax_is_asked(folder, capfd):
+  checkpoints = checkpoint.Checkpoints(str(folder), read_only=True)
+  others = _state(0) | {"half": np.zeros(1)}
+  for call in (
+    lambda: checkpoints.restore(others),
+    lambda: checkpoints.restore_part({"half": np.zeros(1)}),
+    lambda: checkpoint.require_fit(str(folder), others),
+  ):
+    with pytest.raises(errors.UserError, match=r"half is .* is \(1,\) here"):
+      call()
+  assert capfd.readouterr().err == ""
+
+
+def test_what_is_damaged_says_nothing_of_its_arrays(folder):
+  checkpoint.require_fit(str(folder), _state(0))
+  checkpoint.require_fit(str(folder), {"flags": _state(0)["flags"]})
+  checkpoint.require_fit(str(folder / "none"), {"x": np.zeros(1)})
+  (folder / "9").mkdir()
+  _flip(folder / "3" / "digests.0.json", 77)
+  with pytest.raises(errors.UserError, match="/2 does not fit"):
+    checkpoint.require_fit(str(folder), {"x": np.zeros(1)})
+
+
 def test_without_digests_nothing_counts_as_saved(folder):
   for path in list(_files(folder)):
     if os.path.basename(path).startswith("digests."):
       os.remove(path)
-  with pytest.raises(errors.UserError, match="that is whole .*: there is 1, 2"):
+  with pytest.raises(errors.UserError, match="whole in .* is 1, 2, 3: `train"):
     _restored(folder, read_only=True)
   with pytest.raises(errors.UserError, match="are from before .* train again"):
     checkpoint.Checkpoints(str(folder))

@@ -96,12 +96,23 @@ def test_a_misspelt_variant_is_told(mistake):
   )
 
 
+_BASE = """from ssljax import config
+
+def get_config():
+  c = config.base().unlock()
+"""
+
+
 @pytest.mark.parametrize(
   "text, says",
   [
     ("Not *Python*.\n", r"config\.py is not Python \(invalid syntax"),
     ("x = 1\n", r"config\.py has no get_config"),
     ("def get_config(arg=None):\n  pass\n", "returns a ConfigDict"),
+    (_BASE + "  del c.eval\n  return c\n", r"no config\.eval: keep"),
+    (_BASE + "  c.mesh = None\n  return c\n", r"no config\.mesh: keep"),
+    (_BASE + "  del c.eval.last\n  return c\n", r"no config\.eval\.last: k"),
+    (_BASE + "  del c.seed\n  return c\n", r"no config\.seed: keep"),
   ],
 )
 def test_a_file_that_is_no_config_is_told(mistake, tmp_path, text, says):
@@ -115,6 +126,8 @@ def test_a_file_that_is_no_config_is_told(mistake, tmp_path, text, says):
   [
     ("def get_config():\n  raise ValueError('a bug')\n", "line 2: Val.*"),
     ("import os\n\nos.nothing\n", "line 3: Attr.*"),
+    ("import sys\n\nsys.exit('a bug')\n", "line 3: SystemExit"),
+    ("def get_config():\n  raise SystemExit('a bug')\n", "line 2: SystemExit"),
   ],
 )
 def test_a_config_with_a_bug_shows_where(mistake, tmp_path, text, says):
@@ -197,7 +210,7 @@ WRONG = {
   "optimizer.learning_rate=-1.0": "learning_rate=-1.0: give 0 or more",
   "optimizer.momentum=-1.0": "momentum=-1.0: give 0 or more, below 1",
   "schedule.factor=-1.0": "schedule.factor=-1.0: give 0 or more",
-  "optimizer.clip_global_norm=-1": "clip_global_norm=-1: give 0 or more",
+  "optimizer.clip_global_norm=-1": "clip_global_norm=-1: give more than 0",
   "optimizer.weight_decay_end=abc": "sgd: weight_decay_end='abc' is not float",
   "optimizer.layer_decay=0.5": "for encoders of blocks, and this one has none",
   "optimizer.weight_decya=0.1": "did you mean 'weight_decay'?",
@@ -304,6 +317,24 @@ def test_an_empty_workdir_is_none(mistake):
   assert "--workdir=... is missing" in mistake("train", "--workdir=")
 
 
+@pytest.mark.parametrize(
+  "config, method, words",
+  [
+    ("bert_mini_wordnet", {"name": "simclr"}, "takes views of images, and"),
+    (
+      "mae_vit_fashion_mnist",
+      {"name": "data2vec_text", "top_k": 2},
+      "takes tokens, and",
+    ),
+  ],
+)
+def test_a_method_of_other_data_is_told(mistake, config, method, words):
+  flags = [f"--config.method={method}", "--config.eval.last=False"]
+  path = f"--config={ROOT}/configs/{config}.py:quick"
+  line = mistake("train", path, *flags)
+  assert words in line and "a batch has " in line
+
+
 @pytest.mark.parametrize("flag", ["kills", "flips"])
 def test_a_test_that_does_nothing_is_refused(mistake, flag):
   line = mistake("selftest", "resume", f"--{flag}=0")
@@ -320,7 +351,17 @@ def test_a_topology_of_no_devices_is_told(mistake):
   assert "unknown --topology=cpu:0" in line
 
 
-@pytest.mark.parametrize("text", ["", '{"seed": 0,', "[]", '{"seed": 0}'])
+_IMAGES = '{"data": {"modality": "image"}, '
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    *("", '{"seed": 0,', "[]", '{"seed": 0}'),
+    *(_IMAGES + more for more in ('"mesh": null}', '"eval": {"last": "x"}}')),
+    *(_IMAGES + more for more in ('"batch_size": "8"}', '"encoder": []}')),
+  ],
+)
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_a_damaged_config_of_a_run_is_told(mistake, tmp_path, command, text):
   (tmp_path / "config.json").write_text(text)

@@ -73,10 +73,13 @@ def test_rows_that_are_damaged_are_left_out(tmp_path, caplog):
   assert files.rows(str(path)) == []
   path.write_bytes(
     b'{"step": 1}\n\0\0\xff\n{"stfp": 2}\n{"step": "2"}\n3\n'
+    b'{"step": 2, "loss": "0.1"}\n'
     b'{"step": 3}\n{"step"'
   )
   assert files.rows(str(path)) == [{"step": 1}, {"step": 3}]
-  assert caplog.text.count("a damaged line is left out") == 4
+  assert caplog.text.count("a damaged line is left out") == 5
+  path.write_text('{"step": 1, "loss": null}\n')  # not finite
+  assert files.rows(str(path)) == [{"step": 1, "loss": None}]
 
 
 def test_what_is_equal_is_left_alone(tmp_path):

@@ -113,10 +113,11 @@ def test_a_damaged_description_is_named(trained, tmp_path):
   with open(path) as f:
     text = f.read()
   try:
-    with open(path, "w") as f:
-      f.write(text[: len(text) // 2])
-    with pytest.raises(errors.UserError, match="is damaged .*: remove it"):
-      evaluate.restore(workdir, examples=False)
+    for damaged in (text[: len(text) // 2], "{}", "[]", '{"examples": 32}'):
+      with open(path, "w") as f:
+        f.write(damaged)
+      with pytest.raises(errors.UserError, match="is damaged .*: remove it"):
+        evaluate.restore(workdir, examples=False)
   finally:
     with open(path, "w") as f:
       f.write(text)

@@ -352,7 +352,7 @@ def test_config_json_beside_the_weights(tmp_path):
   interop._write_config(config, weights)
   assert json.loads(path.read_text()) == config
   check()
-  interop._write_config(config, weights)
+  interop._refuse_another_config(config, weights)
   path.write_text(json.dumps(config | {"vocab_size": 98}))
   with pytest.raises(errors.UserError, match="config.json .*vocab=98$"):
     check()
@@ -360,11 +360,11 @@ def test_config_json_beside_the_weights(tmp_path):
     path.write_text(text)
     with pytest.raises(errors.UserError, match="mend or remove it"):
       check()
-  # That of a run must not be lost.
-  path.write_text('{"batch_size": 3}')
-  with pytest.raises(errors.UserError, match="a folder of its own"):
-    interop._write_config(config, weights)
-  assert path.read_text() == '{"batch_size": 3}'
+  # That of a run, or of another model, must not be lost.
+  for other in ('{"batch_size": 3}', json.dumps(config | {"n_embd": 8})):
+    path.write_text(other)
+    with pytest.raises(errors.UserError, match="a folder of its own"):
+      interop._refuse_another_config(config, weights)
 
 
 @pytest.mark.slow

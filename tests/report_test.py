@@ -269,7 +269,9 @@ def test_record(labelled, tmp_path):
     f.write('{"step": 5, "loss": NaN}\n{"step": 6, "lo')  # killed
   (events,) = (tmp_path / "labelled" / "tb").iterdir()
   events.write_bytes(events.read_bytes()[:-7])
+  (tmp_path / "labelled" / "environment.json").write_text("[1]")
   one, two = record.read([labelled[0], workdir, workdir])
+  assert (one.environment["processes"], two.environment) == (1, {})
   assert one.name != two.name and two.name.endswith("/labelled")
   assert record.last(two.rows, "step") == 5
   assert record.series(two.rows)["loss"] == record.series(one.rows)["loss"]

@@ -136,6 +136,7 @@ def test_a_run_starts_from_another_with_an_optimizer_of_its_own(
   wider = config_lib.load(config, [*flags, "--config.encoder.dim=64"])
   with pytest.raises(errors.UserError, match=r"is \(32,\) there and is \(64"):
     train.train(wider, str(tmp_path / "wider"))
+  assert not (tmp_path / "wider").exists()
   fewer = config_lib.load(config, [*flags, "--config.encoder.pos=sincos2d"])
   with pytest.raises(errors.UserError, match="pos.* there and is not here"):
     train.train(fewer, str(tmp_path / "fewer"))
@@ -542,6 +543,9 @@ def test_loss_that_is_not_finite_stops_with_3(config, whole, tmp_path):
     (["--config.nonfinite=ignore"], "choose stop or skip"),
     (["--config.mesh.data=64"], "devices"),
     (["--config.eval.last=1", "--config.eval.test_split=x"], "train or test"),
+    (["--config.eval.last=1", "--config.eval.test_split=train"], "'train' as"),
+    (["--config.eval.protocols=()"], "protocols=.*: give a tuple"),
+    (["--config.optimizer.clip_global_norm=0.0"], "give more than 0"),
   ],
 )
 def test_wrong_configs_end_with_2_and_one_line(config, tmp_path, flags, words):
@@ -618,6 +622,46 @@ def test_a_try_that_failed_leaves_the_workdir_free(
   (tmp_path / "checkpoints" / "20").mkdir()
   line = _main([*flags, "--config.seed=1"])
   assert "another config (seed: 0 -> 1)" in line
+
+
+def test_a_lost_config_is_not_replaced_by_one_that_does_not_fit(
+  config, whole, tmp_path
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(whole[0], workdir)
+  os.remove(workdir / "config.json")
+  flags = ["train", f"--config={config}", f"--workdir={workdir}"]
+  line = _main([*flags, "--config.encoder.dim=64"])
+  assert "does not fit: params/encoder/" in line
+  assert not (workdir / "config.json").exists()
+  assert ssljax(*flags)["state_sha256"] == whole[1]["state_sha256"]
+
+
+def test_what_was_measured_of_an_earlier_run_goes_with_it(
+  config, whole, tmp_path
+):
+  flags = ["--config.steps=2", "--config.monitor.every_steps=0"]
+  (tmp_path / "eval").mkdir()
+  (tmp_path / "eval" / "mine.json").write_text("{}")
+  (tmp_path / "eval" / "2.json").write_text('{"step": 2, "knn": 0.5}')
+  train.train(config_lib.load(config, flags), str(tmp_path))
+  assert os.listdir(tmp_path / "eval") == ["mine.json"]
+  (tmp_path / "eval" / "2.json").write_text('{"step": 2, "knn": 0.5}')
+  train.train(config_lib.load(config, flags), str(tmp_path))
+  assert (tmp_path / "eval" / "2.json").exists()  # of the same run
+
+
+def test_a_log_that_is_a_folder_is_told(config, tmp_path, capsys):
+  (tmp_path / "metrics.jsonl").mkdir()
+  flags = [f"--config={config}", "--config.monitor.every_steps=0"]
+  assert cli.main(["train", *flags, f"--workdir={tmp_path}"]) == 3
+  assert "metrics.jsonl could not be written" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_a_folder_is_told_before_training(config, tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  line = _main(["train", f"--config={config}", f"--workdir={tmp_path}"])
+  assert f"cannot write to --workdir={tmp_path} (File exists)" in line
 
 
 def test_a_start_that_is_not_there_is_told_before_anything(config, tmp_path):

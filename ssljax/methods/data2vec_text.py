@@ -78,6 +78,11 @@ def make(
 
   def init(rng, batch):
     encoder_rng, head_rng = jax.random.split(rng)
+    if "tokens" not in batch:
+      raise errors.UserError(
+        f"the method takes tokens, and a batch has {', '.join(batch)}: give a "
+        "method of images, or texts"
+      )
     params = {"encoder": linen.init(encoder, encoder_rng, batch["tokens"])[0]}
     d = jnp.zeros((1, encoder.dim))
     params["head"] = head.init(head_rng, d)["params"]

@@ -116,7 +116,7 @@ def make(
       tx = freeze_until(tx=tx, **part)
   except TypeError as e:
     raise errors.UserError(f"optimizer.freeze={freeze}: {e}") from e
-  if clip_global_norm:
+  if clip_global_norm is not None:
     tx = optax.chain(optax.clip_by_global_norm(clip_global_norm), tx)
   if clip_by_param:
     tx = optax.chain(_clip_each(clip_by_param), tx)

@@ -5,6 +5,7 @@ what the method shows, attention, speed, versions.
 """
 
 import contextlib
+import errno
 import os
 import time
 
@@ -38,6 +39,8 @@ def report(workdirs, out: str | None = None) -> dict:
     raise errors.UserError(f"--out={out} is a folder: give a file in it")
   with _writing(out):  # first, so that a wrong folder is told at once
     os.makedirs(os.path.dirname(out), exist_ok=True)
+    if not os.access(os.path.dirname(out), os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
   html = page.page(records, [page.seen(r.workdir) for r in records])
   data = html.encode("utf-8", "replace")
   with _writing(out), files.whole(out, "wb") as f:

@@ -69,7 +69,7 @@ def _read(workdir, name):
     config=config,
     rows=files.rows(os.path.join(workdir, "metrics.jsonl")),
     evaluation=_last_evaluation(os.path.join(workdir, "eval")),
-    environment=_json(os.path.join(workdir, "environment.json")) or {},
+    environment=_environment(workdir),
     starts=starts,
     wall_s=wall_s,
   )
@@ -119,6 +119,11 @@ def _json(path):
     raise errors.UserError(
       f"{path} is not JSON ({e}): it was cut short or edited; remove it"
     ) from e
+
+
+def _environment(workdir):
+  found = _json(os.path.join(workdir, "environment.json"))
+  return found if isinstance(found, dict) else {}
 
 
 def _last_evaluation(folder):
