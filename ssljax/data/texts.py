@@ -198,7 +198,7 @@ def make(
   )
   kind, size = rows, length
   if labels:
-    kind, size = "one", label_length or length
+    kind, size = "one", length if label_length is None else label_length
   encoded = _sentences(texts, coder) if kind == "pairs" else coder.encode(texts)
   made = rows_lib.of(kind, encoded, size, coder)
   if made.cut:
