@@ -241,13 +241,14 @@ def test_statistics_may_be_of_as_many_channels_as_there_are():
   "options, words",
   [
     (dict(local_views=-1), "local_views=-1: give 0 or more"),
+    (dict(size=(100_000, 32)), "size=.100000, 32.: .* at most 16,384 pixels"),
     (dict(flip_p=(0.5, 0.5)), "flip_p=.* is not float"),
     (dict(blur_p=[1.0, 0.1, 0.1]), "is not of 2 views"),
   ],
 )
 def test_options_that_would_fail_inside_are_told(options, words):
   with pytest.raises(errors.UserError, match=words):
-    augment.make("byol", size=(32, 32), **options)
+    augment.make("byol", **{"size": (32, 32), **options})
 
 
 def test_lists_are_as_good_as_tuples():
