@@ -61,7 +61,7 @@ def test_a_folder_of_texts(folder, caplog):
 
 def test_the_tokenizer_is_kept_beside_the_data(folder):
   source = open_folder(folder)
-  (path,) = folder.glob("tokenizer-bert-120.json")
+  (path,) = folder.glob("tokenizer-bert-120-*.json")
   assert path.read_text() == source.files["tokenizer"]
   path.write_text(path.read_text().replace('"lowercase": true', ""))
   with pytest.raises(errors.UserError, match="give a tokenizer.json"):
@@ -69,6 +69,27 @@ def test_the_tokenizer_is_kept_beside_the_data(folder):
   path.write_text(source.files["tokenizer"])
   again = open_folder(folder, split="test", tokenizer=str(path), vocab=None)
   assert again.files == source.files
+
+
+def test_texts_that_are_replaced_have_a_tokenizer_of_their_own(folder):
+  first = open_folder(folder).files
+  replaced = [*(folder / "train").rglob("*.txt")]
+  before = {file: file.read_bytes() for file in replaced}
+  for file in replaced:
+    file.write_text("zyzzyva quux " * 9)
+  for split in ("test", "train"):
+    assert '"zyzzyva"' in open_folder(folder, split=split).files["tokenizer"]
+  for file, data in before.items():
+    file.write_bytes(data)
+  assert open_folder(folder).files == first
+  assert len([*folder.glob("tokenizer-*")]) == 2
+
+
+def test_what_is_refused_leaves_no_tokenizer(folder):
+  for options in (dict(length=2), dict(rows="columns")):
+    with pytest.raises(errors.UserError, match="no room|choose one"):
+      open_folder(folder, **options)
+  assert not [*folder.glob("tokenizer-*")]
 
 
 def test_the_tokenizer_is_of_the_training_split_whichever_is_first(folder):

@@ -153,7 +153,7 @@ def make(
     split: of TFDS, slices included; of a folder, a subfolder, or "all".
     tokenizer: a tokenizer.json; or "bert", "roberta" or "gpt" for one that is
       trained on the split "train" (of a folder without splits, on all of it)
-      and kept beside the data.
+      and kept beside the data, in a folder for as long as these texts stay.
     vocab: of a tokenizer that is trained.
     rows: "one" document a row; "packed", several in a row that do not see each
       other; "joined", all as one text; or "pairs", with the next-sentence task:
@@ -188,7 +188,7 @@ def make(
       name,
       documents.broken,
     )
-  coder = tokenizer_of(
+  coder, path = _tokenizer(
     name,
     tokenizer,
     vocab,
@@ -201,6 +201,7 @@ def make(
     kind, size = "one", length if label_length is None else label_length
   encoded = _sentences(texts, coder) if kind == "pairs" else coder.encode(texts)
   made = rows_lib.of(kind, encoded, size, coder)
+  _keep(coder, path)  # now that there are rows
   if made.cut:
     logging.warning(
       "%s/%s: %d of %d documents are longer than a row and lost their ends",
@@ -248,39 +249,57 @@ def tokenizer_of(
     name, tokenizer, vocab, feature, data_dir: as for `make`.
     documents: to train on; None is those of the split "train".
   """
+  made, path = _tokenizer(name, tokenizer, vocab, feature, data_dir, documents)
+  _keep(made, path)
+  return made
+
+
+def _tokenizer(name, tokenizer, vocab, feature, data_dir, documents):
+  """As `tokenizer_of`, not kept yet; and where to, or None if nowhere."""
   if tokenizer.endswith(".json"):
-    return tokens.load(tokenizer)
+    return tokens.load(tokenizer), None
   if not vocab:
     raise errors.UserError(
       f"data.tokenizer={tokenizer!r} is trained: give data.vocab as well, or a "
       "tokenizer.json"
     )
-  folder = _folder_of(name, data_dir)
-  of = "" if feature == "text" else "-" + re.sub(r"\W", "_", feature)
-  path = os.path.join(folder or "", f"tokenizer-{tokenizer}-{vocab}{of}.json")
-  if folder and os.path.exists(path):
-    return tokens.load(path)
-  if documents is None:
+
+  def to_train_on():
+    if documents is not None:
+      return documents
     try:
-      documents = _open(name, "train", feature, data_dir)
+      return _open(name, "train", feature, data_dir)
     except errors.UserError as e:
       raise errors.UserError(
         f"data.tokenizer={tokenizer!r} is trained on the split 'train': {e}; "
         "or give data.tokenizer=FILE.json"
       ) from e
-  made = tokens.train(documents.texts, kind=tokenizer, vocab=vocab)
-  if folder is None:
-    return made
+
+  folder, path = _folder_of(name, data_dir), None
+  of = "" if feature == "text" else "-" + re.sub(r"\W", "_", feature)
+  if name.startswith("folder:"):  # whose files may be replaced
+    documents = to_train_on()
+    of += "-" + documents.digest()
+  if folder is not None:
+    path = os.path.join(folder, f"tokenizer-{tokenizer}-{vocab}{of}.json")
+    if os.path.exists(path):
+      return tokens.load(path), None
+  texts = to_train_on().texts
+  return tokens.train(texts, kind=tokenizer, vocab=vocab), path
+
+
+def _keep(tokenizer, path):
+  if path is None:
+    return
   try:
     # Hosts that share a folder share pids.
     with files.whole(path, draft=f"{path}.{uuid.uuid4().hex}") as f:
-      f.write(made.to_json())
+      f.write(tokenizer.to_json())
   except OSError as e:
     raise errors.UserError(
       f"the tokenizer cannot be kept at {path} ({e.strerror}): make the folder "
       "writable, or give data.tokenizer=FILE.json"
     ) from e
-  return made
 
 
 def _trains(name, split):
@@ -321,6 +340,13 @@ class _Documents:
 
   def __len__(self):
     return len(self.texts)
+
+  def digest(self) -> str:
+    """Of the texts, short, for the name of a file."""
+    digest = hashlib.sha256()
+    for text in self.texts:
+      digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:12]
 
   def _add(self, data, label):
     text = data.decode("utf-8", errors="replace")
