@@ -256,6 +256,32 @@ def test_what_is_not_utf8_is_told_and_marks_of_order_are_no_text(
   assert source.texts == ["caf\ufffd au lait", "once upon a time"]
 
 
+def test_texts_that_are_not_utf8_are_named_up_to_ten(tmp_path, caplog):
+  for i in range(13):
+    (tmp_path / f"{i:02}.txt").write_bytes(b"caf\xe9 au lait")
+  open_folder(tmp_path, split="all")
+  assert "13 documents are not UTF-8" in caplog.text
+  assert "09.txt and 3 more" in caplog.text and "10.txt" not in caplog.text
+
+
+@pytest.mark.parametrize(
+  "name, data",
+  [
+    ("a.txt", "once upon a time".encode("utf-16")),
+    ("a.txt", "\u5f80\u6614\u6709".encode("utf-16")),  # without NUL
+    ("a.txt", "\u0436\u0438\u043b-\u0431\u044b\u043b".encode("cp1251")),
+    ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+    ("a.jsonl", '{"text": "a bird"}'.encode("utf-16")),
+    ("a.jsonl", b'{"text": "\xe6\xe8\xeb-\xe1\xfb\xeb \xf3 \xf0\xe5\xea"}'),
+  ],
+)
+def test_files_of_another_code_are_refused(name, data, tmp_path):
+  (tmp_path / "0.txt").write_text("a bird sings")
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(errors.UserError, match=f"{name} is not text in UTF-8"):
+    open_folder(tmp_path, split="all")
+
+
 def test_masks_are_of_the_epoch_and_the_example():
   source = texts.make(
     "descriptions", split="train", **(OPTIONS | {"length": 48})

@@ -23,6 +23,7 @@ from ssljax.data import sources
 from ssljax.data import tokens
 
 _SUFFIXES = (".txt", ".jsonl")
+_NAMED = 10  # documents that are not UTF-8
 _STEP = 16  # rows of a batch that is cut are a multiple of it long
 
 
@@ -168,8 +169,8 @@ def make(
     data_dir: TFDS' root.
 
   Raises:
-    UserError: no such dataset, split, folder or file; an empty file; a
-      tokenizer that lacks what the rows need.
+    UserError: no such dataset, split, folder or file; an empty file, or one of
+      another code than UTF-8; a tokenizer that lacks what the rows need.
   """
   if not name:
     raise errors.UserError("data.name is not given: a TFDS name or folder:PATH")
@@ -183,10 +184,13 @@ def make(
   labels = sources.check(documents, name, split, labels=labels)
   texts = documents.texts
   if documents.broken:
+    count = len(documents.broken)
     logging.warning(
-      "%s: %d documents are not UTF-8; what is wrong was replaced",
+      "%s: %d documents are not UTF-8; what is wrong was replaced: %s%s",
       name,
-      documents.broken,
+      count,
+      ", ".join(documents.broken[:_NAMED]),
+      f" and {count - _NAMED} more" if count > _NAMED else "",
     )
   coder, path = _tokenizer(
     name,
@@ -331,11 +335,12 @@ def _open(name, split, feature, data_dir):
 
 class _Documents:
   """`texts`, `labels` (-1 is unknown), `num_classes` and `class_names`, or
-  None, `broken`: how many texts were not UTF-8, and `odd_label`: the first that
-  is no label, and its place."""
+  None, `broken`: the names of texts that were not UTF-8, `replaced`: characters
+  of theirs, and `odd_label`: the first that is no label, and its place."""
 
   def __init__(self, num_classes, class_names):
-    self.texts, self.labels, self.broken, self.odd_label = [], [], 0, None
+    self.texts, self.labels, self.odd_label = [], [], None
+    self.broken, self.replaced = [], 0
     self.num_classes, self.class_names = num_classes, class_names
 
   def __len__(self):
@@ -348,9 +353,14 @@ class _Documents:
       digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:12]
 
-  def _add(self, data, label):
+  def _decode(self, data, name):
     text = data.decode("utf-8", errors="replace")
-    self.broken += text.encode() != data
+    if text.encode() != data:
+      self.broken.append(name)
+      self.replaced += text.count("\ufffd")
+    return text
+
+  def _add(self, text, label):
     self.texts.append(text)
     self.labels.append(label)
 
@@ -365,12 +375,12 @@ class _Tfds(_Documents):
     super().__init__(records.num_classes, records.class_names)
     for first in range(0, len(records), 1000):
       some = range(first, min(first + 1000, len(records)))
-      for i, row in zip(some, records.parsed(some, feature)):
-        if row[0] is None:
+      for i, (data, label) in zip(some, records.parsed(some, feature)):
+        if data is None:
           raise errors.UserError(
             f"{records.name(i)} is corrupt: remove the dataset, prepare it anew"
           )
-        self._add(*row)
+        self._add(self._decode(data, records.name(i)), label)
 
 
 class _Descriptions(_Documents):
@@ -390,7 +400,7 @@ class _Descriptions(_Documents):
         paragraphs = f.read().split("\n\n")
       for i, text in enumerate(p for p in paragraphs if len(p) > 20):
         if (i % 5 == 4) == (split == "test"):
-          self._add(text.encode(), label)
+          self._add(text, label)
 
 
 class _Files(_Documents):
@@ -409,21 +419,26 @@ class _Files(_Documents):
         ) from e
       if not data.strip():
         raise errors.UserError(f"{file} is empty: fill or remove it")
+      before = self.replaced
+      if b"\0" in data:
+        raise _of_another_code(file, "it has NUL bytes")
       if file.lower().endswith(".txt"):
-        self._add(data, folder.label(file))
-        continue
-      for number, line in enumerate(data.splitlines()):
-        if line.strip():
-          self._add_line(f"{file}:{number + 1}", line, key, folder.label(file))
+        self._add(self._decode(data, file), folder.label(file))
+      else:
+        for number, line in enumerate(data.splitlines()):
+          if line.strip():
+            place = f"{file}:{number + 1}"
+            self._add_line(place, line, key, folder.label(file))
+      if self.replaced - before > len(data) / 4:
+        raise _of_another_code(file, "more than a quarter of it is wrong there")
     if max(self.labels) >= (self.num_classes or 0):
       self.num_classes, self.class_names = max(self.labels) + 1, None
 
   def _add_line(self, place, line, key, label):
-    decoded = line.decode("utf-8", errors="replace")
     try:
-      row = json.loads(decoded)
+      row = json.loads(self._decode(line, place))
       # JSON may hold what UTF-8 may not: "\ud83d", the half of a character.
-      text = row[key].encode("utf-8", errors="replace")
+      text = row[key].encode("utf-8", errors="replace").decode()
     except (ValueError, TypeError, KeyError, AttributeError) as e:
       raise errors.UserError(
         f"{place} is no JSON object with a text {key!r} ({e}): mend it, or "
@@ -431,7 +446,8 @@ class _Files(_Documents):
       ) from e
     except RecursionError as e:
       raise errors.UserError(f"{place} is too deep to be read") from e
-    self.broken += decoded.encode() != line or text.decode() != row[key]
+    if text != row[key] and place not in self.broken[-1:]:
+      self.broken.append(place)
     if "label" in row:
       label = row["label"]
       self.class_names = None  # numbers, and not of the folders
@@ -439,3 +455,10 @@ class _Files(_Documents):
       self.odd_label = self.odd_label or f"{place} has label {label!r}"
       label = -1
     self._add(text, label)
+
+
+def _of_another_code(file, why):
+  return errors.UserError(
+    f"{file} is not text in UTF-8 ({why}): convert it, as by iconv -f CODE -t "
+    "UTF-8, or remove it"
+  )
