@@ -479,11 +479,13 @@ assert "tensorflow" not in sys.modules
 
 
 def test_an_unknown_dataset_names_the_nearest():
-  for name in ("fashion_mnst", "fashion-mnist"):
+  for name in ("fashion_mnst", "fashion-mnist", "mnist_fashion"):
     with pytest.raises(errors.UserError, match="did you mean 'fashion_mnist'"):
       sources.make(name, split="train")
   with pytest.raises(errors.UserError, match="data.name"):
     sources.make("", split="train")
+  with pytest.raises(errors.UserError, match="descriptions are texts, .* imag"):
+    sources.make("descriptions", split="train")
 
 
 def test_a_corrupt_record_leaves_the_others_of_its_batch():

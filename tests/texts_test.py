@@ -206,6 +206,11 @@ def test_mistakes_are_named(folder, options, words):
     open_folder(folder, **options)
 
 
+def test_digits_are_told_to_be_images():
+  with pytest.raises(errors.UserError, match="digits are images, .* texts"):
+    texts.make("digits", split="train", **OPTIONS)
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
   with pytest.raises(errors.UserError, match="no texts in"):
     open_folder(tmp_path, split="all")

@@ -284,6 +284,11 @@ def make(
     raise errors.UserError("data.name is not given: a TFDS name or folder:PATH")
   if name == "digits":
     records = _Digits(split)
+  elif name == "descriptions":
+    raise errors.UserError(
+      "descriptions are texts, and the run is of images: give a TFDS name, "
+      "folder:PATH or digits"
+    )
   elif name.startswith("folder:"):
     records = _Images(name.removeprefix("folder:"), split)
   else:

@@ -328,6 +328,11 @@ def _folder_of(name, data_dir):
 def _open(name, split, feature, data_dir):
   if name == "descriptions":
     return _Descriptions(split)
+  if name == "digits":
+    raise errors.UserError(
+      "digits are images, and the run is of texts: give a TFDS name, "
+      "folder:PATH or descriptions"
+    )
   if name.startswith("folder:"):
     return _Files(name.removeprefix("folder:"), split, feature)
   return _Tfds(name, split, feature, data_dir)
