@@ -23,8 +23,8 @@ class SafeStop(RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-  """The known name that is like `name`, upper or lower case, or has its words in
-  another order; None without."""
+  """The known name that is like `name`, upper or lower case, or that has its
+  words in another order; None without."""
   known = list(known)
   words = lambda name: sorted(re.findall("[a-z0-9]+", name.lower()))
   if same := [k for k in known if words(k) == words(name)]:
