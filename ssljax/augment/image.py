@@ -278,6 +278,8 @@ def _blur_matrix(taps, n):
   """Weights [b n n] of taps [b kernel] at each of n pixels, borders reflected.
   """
   radius, wide = taps.shape[1] // 2, n + taps.shape[1] - 1
+  if taps.shape[1] * n**2 <= 1 << 20:  # of small views quicker, by a tenth
+    return jnp.einsum("bk,kij->bij", taps, _reflections(n, radius))
   # What repeats after wide + 1 places is shifted by one from row to row.
   rows = jnp.tile(jnp.pad(taps, ((0, 0), (0, n))), n)[:, : n * wide]
   rows = rows.reshape(-1, n, wide)
@@ -287,6 +289,14 @@ def _blur_matrix(taps, n):
   right = rows[..., radius + n :][..., ::-1]
   right = jnp.pad(right, ((0, 0), (0, 0), (room, 1)))
   return rows[..., radius : radius + n] + left + right
+
+
+def _reflections(n, radius):
+  """[kernel n n]: which pixel j a tap at i meets, reflected at the borders."""
+  taps = np.arange(-radius, radius + 1)[:, None]
+  place = np.abs(np.arange(n) + taps)
+  place = np.where(place >= n, 2 * (n - 1) - place, place)
+  return np.float32(place[..., None] == np.arange(n))
 
 
 def solarize(key, x, *, threshold=0.5, p=1.0):
