@@ -14,7 +14,8 @@ PROTOCOLS = ("knn", "linear", "loss", "finetune")
 _RANGES = (
   (
     r"batch_size|accumulate|log_every|checkpoint\.(every_steps|keep)|"
-    r"data\.channels|(eval\.batch_size|augment\.(views|span|most))|"
+    r"data\.(channels|label_length)|eval\.batch_size|"
+    r"augment\.(views|span|most)|"
     r"encoder\.(width|dim|depth|heads|kinds|vocab|positions|patch|img_size)|"
     r"(encoder|method)\.bn_groups|"
     r"method\.(\w+_)?(dim|depth|heads|layers|blocks?|groups|features|unit|"

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -22,7 +23,12 @@ class SafeStop(RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-  """The known name that is like `name`, upper or lower case; None without."""
+  """The known name that is like `name`, upper or lower case, or that has its
+  words in another order; None without."""
+  known = list(known)
+  words = lambda name: sorted(re.findall("[a-z0-9]+", name.lower()))
+  if same := [k for k in known if words(k) == words(name)]:
+    return same[0]
   lower = {k.lower(): k for k in known}
   found = difflib.get_close_matches(name.lower(), lower, 1, 0.6)
   return lower[found[0]] if found else None

@@ -10,6 +10,12 @@ import pkgutil
 
 from ssljax import errors
 
+# What names a module of which package.
+_KEYS = {
+  "ssljax.models": "config.encoder.name",
+  "ssljax.methods": "config.method.name",
+}
+
 
 def options(config) -> dict:
   """A config's keys that are given; lists, as JSON has them, as tuples."""
@@ -64,8 +70,8 @@ def module(package: str, name: str):
   """
   if not all(part.isidentifier() for part in name.split(".")):
     raise errors.UserError(
-      f"{name!r} is no name of a module: choose among "
-      f"{', '.join(names(package))}"
+      f"{_KEYS.get(package, 'name')}={name!r} is no name of a module: choose "
+      f"among {', '.join(names(package))}"
     )
   path = name if "." in name else f"{package}.{name}"
   try:

@@ -77,12 +77,18 @@ def build(config, *, source=None, devices=None) -> Run:
   encoder = make_encoder(config)
   source.check(encoder)
   # Rows with labels are read after training, when it is too late.
-  labelled = config.data.get("label_length") or 0
-  if labelled and labelled > encoder.positions:
-    raise errors.UserError(
-      f"config.data.label_length={labelled}, but config.encoder.positions="
-      f"{encoder.positions}: give a lower one"
-    )
+  if (labelled := config.data.get("label_length")) is not None:
+    ends = source.tokenizer.start, source.tokenizer.end
+    if labelled <= (frame := 2 - ends.count(None)):
+      raise errors.UserError(
+        f"config.data.label_length={labelled}: rows have no room for more than "
+        f"{frame} special tokens: give more"
+      )
+    if labelled > encoder.positions:
+      raise errors.UserError(
+        f"config.data.label_length={labelled}, but config.encoder.positions="
+        f"{encoder.positions}: give a lower one"
+      )
   if len(source) < config.batch_size:
     raise errors.UserError(
       f"{source.name} has {len(source)} examples, fewer than "

@@ -99,6 +99,9 @@ def refuse_another_config(config, workdir):
   if not os.path.exists(path):
     return
   old, new = map(config_lib.to_dict, (config_lib.restore(path), config))
+  for key, value in new["data"].items():
+    if value == data_file(workdir, key):  # which the run has kept
+      new["data"][key] = old["data"].get(key)
   if rows := config_lib.difference(old, new):
     more = f"; and {len(rows) - 4} more" if len(rows) > 4 else ""
     raise errors.UserError(

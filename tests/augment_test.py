@@ -186,6 +186,27 @@ def test_evaluation_crops_the_centre_and_normalises():
   )
 
 
+def test_a_blur_reflects_each_side_and_keeps_no_cube_of_it():
+  x = np.random.default_rng(0).random((2, 1, 5, 700), np.float32)
+  key = jax.random.split(KEY[0], 2)
+  blur = functools.partial(ops.gaussian_blur, key, sigma=(2, 2))
+  for kernel in (3, 9):  # as wide as reflection can serve
+    radius = kernel // 2
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 2) ** 2)
+    expected = x.astype(float)
+    for axis in (2, 3):
+      pad = [(0, 0)] * 4
+      pad[axis] = radius, radius
+      windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(expected, pad, "reflect"), kernel, axis
+      )
+      expected = windows @ (taps / taps.sum())
+    np.testing.assert_allclose(blur(x, kernel=kernel), expected, atol=1e-6)
+  wide = jnp.zeros((2, 1, 4, 1000))
+  program = jax.make_jaxpr(functools.partial(blur, kernel=7))(wide)
+  assert max(c.size for c in [*program.consts, np.zeros(1)]) < 1000**2
+
+
 def test_a_blur_wider_than_the_image_and_colour_ops_on_grey_are_refused():
   x = jnp.zeros((1, 1, 4, 4))
   with pytest.raises(ValueError, match="blur kernel of 9"):
@@ -220,13 +241,14 @@ def test_statistics_may_be_of_as_many_channels_as_there_are():
   "options, words",
   [
     (dict(local_views=-1), "local_views=-1: give 0 or more"),
+    (dict(size=(100_000, 32)), "size=.100000, 32.: .* at most 16,384 pixels"),
     (dict(flip_p=(0.5, 0.5)), "flip_p=.* is not float"),
     (dict(blur_p=[1.0, 0.1, 0.1]), "is not of 2 views"),
   ],
 )
 def test_options_that_would_fail_inside_are_told(options, words):
   with pytest.raises(errors.UserError, match=words):
-    augment.make("byol", size=(32, 32), **options)
+    augment.make("byol", **{"size": (32, 32), **options})
 
 
 def test_lists_are_as_good_as_tuples():

@@ -231,7 +231,10 @@ WRONG = {
   "epochs=inf": "epochs=inf: give a number",
   "seed=4294967296": "seed=4294967296: give 32 bits",
   "eval.protocols=knn,linear": "eval.protocols=('knn,linear',): give a tuple",
-  "method.name=.foo": "'.foo' is no name of a module: choose among aim,",
+  "method.name=.foo": "config.method.name='.foo' is no name of a module: choose"
+  " among aim,",
+  "encoder.name=": "config.encoder.name='' is no name of a module: choose among"
+  " bert,",
   "method.name=distillation": "ssljax.methods.distillation has no `make`",
   "encoder.name=heads": "ssljax.models.heads has no `make`",
 }

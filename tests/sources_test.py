@@ -313,6 +313,24 @@ def test_corrupt_images_are_replaced_and_named(folder, caplog, memory_budget):
     sources.make(name, split="all", max_corrupt=1).read(np.array([1, 2]))
 
 
+@pytest.mark.parametrize(
+  "image, held",
+  [
+    (picture(0) * 1.0, "float64 .12, 16, 3. of 0 to 255"),
+    (picture(0).astype(np.int64), "int64 .12, 16, 3."),
+    (picture(0)[None], "uint8 .1, 12, 16, 3."),
+  ],
+)
+def test_npy_of_other_values_tells_what_it_is_to_hold(
+  folder, caplog, image, held
+):
+  says = f"a.npy .{held}, not uint8 or float in .0, 1., of .h w c. or .h w."
+  with pytest.raises(errors.UserError, match=f"all corrupt, as .*{says}"):
+    read_all(folder({"a.npy": image}))
+  read_all(folder({"b.npy": picture(1)}))
+  assert "uint8 or float in [0, 1]" in caplog.text
+
+
 def test_nothing_but_corrupt_images_ends(folder):
   name = folder({"a.png": b"", "b.png": b""})
   for options in ({}, {"size": (8, 8), "channels": 3}):
@@ -328,7 +346,26 @@ def test_nothing_but_corrupt_images_ends(folder):
 def test_channels_that_cannot_be_made_are_named(folder):
   name = folder({"a.npy": picture(0, c=5)})
   with pytest.raises(errors.UserError, match="5 channels does not make 3"):
-    read_all(name, channels=3)
+    read_all(name, channels=3, size=(12, 16))
+
+
+@pytest.mark.parametrize(
+  "have, wanted, mend",
+  [(3, 2, "1 or 3"), (1, 4, "1 or 3"), (5, 3, "5"), (5, 4, "5")],
+)
+def test_channels_that_no_image_makes_are_told_at_once(
+  folder, caplog, have, wanted, mend
+):
+  says = f"config.data.channels={wanted}: .* have {have}: give {mend}, or leave"
+  name = folder({f"{i}.npy": picture(i, c=have) for i in range(12)})
+  sizes = [None] if wanted == 3 else [None, (8, 8)]
+  for size in sizes:
+    with pytest.raises(errors.UserError, match=says):
+      read_all(name, channels=wanted, size=size)
+  if have == 1:
+    with pytest.raises(errors.UserError, match=says):
+      sources.make("digits", split="train", channels=wanted)
+  assert not caplog.text
 
 
 def test_a_folder_that_is_missing_or_empty(folder, tmp_path):
@@ -442,11 +479,13 @@ assert "tensorflow" not in sys.modules
 
 
 def test_an_unknown_dataset_names_the_nearest():
-  for name in ("fashion_mnst", "fashion-mnist"):
+  for name in ("fashion_mnst", "fashion-mnist", "mnist_fashion"):
     with pytest.raises(errors.UserError, match="did you mean 'fashion_mnist'"):
       sources.make(name, split="train")
   with pytest.raises(errors.UserError, match="data.name"):
     sources.make("", split="train")
+  with pytest.raises(errors.UserError, match="descriptions are texts, .* imag"):
+    sources.make("descriptions", split="train")
 
 
 def test_a_corrupt_record_leaves_the_others_of_its_batch():

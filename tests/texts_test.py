@@ -61,7 +61,7 @@ def test_a_folder_of_texts(folder, caplog):
 
 def test_the_tokenizer_is_kept_beside_the_data(folder):
   source = open_folder(folder)
-  (path,) = folder.glob("tokenizer-bert-120.json")
+  (path,) = folder.glob("tokenizer-bert-120-*.json")
   assert path.read_text() == source.files["tokenizer"]
   path.write_text(path.read_text().replace('"lowercase": true', ""))
   with pytest.raises(errors.UserError, match="give a tokenizer.json"):
@@ -69,6 +69,27 @@ def test_the_tokenizer_is_kept_beside_the_data(folder):
   path.write_text(source.files["tokenizer"])
   again = open_folder(folder, split="test", tokenizer=str(path), vocab=None)
   assert again.files == source.files
+
+
+def test_texts_that_are_replaced_have_a_tokenizer_of_their_own(folder):
+  first = open_folder(folder).files
+  replaced = [*(folder / "train").rglob("*.txt")]
+  before = {file: file.read_bytes() for file in replaced}
+  for file in replaced:
+    file.write_text("zyzzyva quux " * 9)
+  for split in ("test", "train"):
+    assert '"zyzzyva"' in open_folder(folder, split=split).files["tokenizer"]
+  for file, data in before.items():
+    file.write_bytes(data)
+  assert open_folder(folder).files == first
+  assert len([*folder.glob("tokenizer-*")]) == 2
+
+
+def test_what_is_refused_leaves_no_tokenizer(folder):
+  for options in (dict(length=2), dict(rows="columns")):
+    with pytest.raises(errors.UserError, match="no room|choose one"):
+      open_folder(folder, **options)
+  assert not [*folder.glob("tokenizer-*")]
 
 
 def test_the_tokenizer_is_of_the_training_split_whichever_is_first(folder):
@@ -185,6 +206,11 @@ def test_mistakes_are_named(folder, options, words):
     open_folder(folder, **options)
 
 
+def test_digits_are_told_to_be_images():
+  with pytest.raises(errors.UserError, match="digits are images, .* texts"):
+    texts.make("digits", split="train", **OPTIONS)
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
   with pytest.raises(errors.UserError, match="no texts in"):
     open_folder(tmp_path, split="all")
@@ -233,6 +259,32 @@ def test_what_is_not_utf8_is_told_and_marks_of_order_are_no_text(
   source = open_folder(tmp_path, split="all")
   assert "1 documents are not UTF-8" in caplog.text
   assert source.texts == ["caf\ufffd au lait", "once upon a time"]
+
+
+def test_texts_that_are_not_utf8_are_named_up_to_ten(tmp_path, caplog):
+  for i in range(13):
+    (tmp_path / f"{i:02}.txt").write_bytes(b"caf\xe9 au lait")
+  open_folder(tmp_path, split="all")
+  assert "13 documents are not UTF-8" in caplog.text
+  assert "09.txt and 3 more" in caplog.text and "10.txt" not in caplog.text
+
+
+@pytest.mark.parametrize(
+  "name, data",
+  [
+    ("a.txt", "once upon a time".encode("utf-16")),
+    ("a.txt", "\u5f80\u6614\u6709".encode("utf-16")),  # without NUL
+    ("a.txt", "\u0436\u0438\u043b-\u0431\u044b\u043b".encode("cp1251")),
+    ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+    ("a.jsonl", '{"text": "a bird"}'.encode("utf-16")),
+    ("a.jsonl", b'{"text": "\xe6\xe8\xeb-\xe1\xfb\xeb \xf3 \xf0\xe5\xea"}'),
+  ],
+)
+def test_files_of_another_code_are_refused(name, data, tmp_path):
+  (tmp_path / "0.txt").write_text("a bird sings")
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(errors.UserError, match=f"{name} is not text in UTF-8"):
+    open_folder(tmp_path, split="all")
 
 
 def test_masks_are_of_the_epoch_and_the_example():
@@ -348,6 +400,9 @@ def quick(name, *flags):
     (["--config.encoder.vocab=300"], "give --config.encoder.vocab=400"),
     (["--config.data.length=65"], "lower --config.data.length"),
     (["--config.data.label_length=65"], "label_length=65, but config.encoder"),
+    (["--config.data.label_length=-1"], "label_length=-1: give 1 or more"),
+    (["--config.data.label_length=0"], "label_length=0: give 1 or more"),
+    (["--config.data.label_length=2"], "label_length=2: .* no room"),
     (["--config.data.tokenizer=gpt"], "needs a tokenizer with a mask"),
     (["--config.data.modality=sound"], "choose among image, text"),
     (["--config.augment.name=simclr"], "for text: choose among"),

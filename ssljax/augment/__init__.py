@@ -11,6 +11,8 @@ from ssljax.augment import image as ops
 from ssljax.augment.presets import KINDS
 from ssljax.augment.presets import PRESETS
 
+_MOST = 1 << 14  # pixels of a side: one such view takes 1 GiB a channel
+
 
 def pair(
   name: str, source, *, eval_crop: float = 1.0, **options
@@ -59,7 +61,7 @@ def make(name: str, *, size, **overrides) -> Callable:
 
   Args:
     name: of a preset in `presets.py`.
-    size: (height, width) of the views.
+    size: (height, width) of the views, up to 16,384 pixels each.
     **overrides: keys of the preset.
 
   Raises:
@@ -113,6 +115,11 @@ def _check(options, size):
   """Raises UserError for what would only fail inside."""
   if not isinstance(size, tuple | list) or len(size) != 2:
     raise errors.UserError(f"augment size={size}: give (height, width)")
+  for key, sides in (("size", size), ("local_size", options.get("local_size"))):
+    if sides and max(sides) > _MOST:
+      raise errors.UserError(
+        f"config.augment.{key}={sides}: give sides of at most {_MOST:,} pixels"
+      )
   for key in ("blur_p", "solarize_p"):
     value, views = options.get(key, 0.0), options.get("views", 1)
     if isinstance(value, tuple) and len(value) != views:

@@ -270,19 +270,22 @@ def gaussian_blur(key, x, *, kernel, sigma=(0.1, 2.0), p=1.0):
   # Not blurred is the tap in the middle alone.
   identity = (jnp.arange(kernel) == radius).astype(jnp.float32)
   taps = jnp.where(u[:, 1:] < p, taps, identity)
-  rows, columns = (
-    jnp.einsum("bk,kij->bij", taps, _reflections(n, radius))
-    for n in x.shape[2:]
-  )
+  rows, columns = (_blur_matrix(taps, n) for n in x.shape[2:])
   return _along_axes(x, rows, columns)
 
 
-def _reflections(n, radius):
-  """[kernel n n]: which pixel j a tap at i meets, reflected at the borders."""
-  taps = np.arange(-radius, radius + 1)[:, None]
-  place = np.abs(np.arange(n) + taps)
-  place = np.where(place >= n, 2 * (n - 1) - place, place)
-  return np.float32(place[..., None] == np.arange(n))
+def _blur_matrix(taps, n):
+  """Weights [b n n] of taps [b kernel] at n pixels, reflected at borders."""
+  radius, wide = taps.shape[1] // 2, n + taps.shape[1] - 1
+  # What repeats after wide + 1 places is shifted by one from row to row.
+  rows = jnp.tile(jnp.pad(taps, ((0, 0), (0, n))), n)[:, : n * wide]
+  rows = rows.reshape(-1, n, wide)
+  room = n - 1 - radius
+  left = rows[..., :radius][..., ::-1]
+  left = jnp.pad(left, ((0, 0), (0, 0), (1, room)))
+  right = rows[..., radius + n :][..., ::-1]
+  right = jnp.pad(right, ((0, 0), (0, 0), (room, 1)))
+  return rows[..., radius : radius + n] + left + right
 
 
 def solarize(key, x, *, threshold=0.5, p=1.0):

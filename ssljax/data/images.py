@@ -39,9 +39,8 @@ def read_file(path: str) -> np.ndarray | None:
   An .npy file holds [h w c] or [h w], uint8 or float in [0, 1].
   """
   try:
-    if os.path.splitext(path)[1].lower() == ".npy":
-      with open(path, "rb") as f:
-        image = np.lib.format.read_array(f, allow_pickle=False)
+    if _is_npy(path):
+      image = _array(path)
       if np.issubdtype(image.dtype, np.floating):
         if not (0 <= image.min() and image.max() <= 1):  # nor NaN
           return None
@@ -51,8 +50,40 @@ def read_file(path: str) -> np.ndarray | None:
       return image if image.ndim == 3 else image[..., None]
     with open(path, "rb") as f:
       return decode(f.read())
-  except (OSError, ValueError, EOFError, MemoryError, tokenize.TokenError):
-    return None  # the last two are of an .npy file whose header is damaged
+  except _BROKEN:
+    return None
+
+
+def why(path: str) -> str:
+  """What is wrong with a file of which `read_file` gives None."""
+  try:
+    image = _array(path) if _is_npy(path) else None
+  except _BROKEN:
+    image = None
+  if image is None:
+    return "corrupt"
+  held = f"{image.dtype} {list(image.shape)}"
+  if np.issubdtype(image.dtype, np.floating) and image.size:
+    held += f" of {image.min():g} to {image.max():g}"
+  return f"{held}, not uint8 or float in [0, 1], of [h w c] or [h w]"
+
+
+# The last two are of an .npy file whose header is damaged.
+_BROKEN = OSError, ValueError, EOFError, MemoryError, tokenize.TokenError
+
+
+def _is_npy(path):
+  return os.path.splitext(path)[1].lower() == ".npy"
+
+
+def _array(path):
+  with open(path, "rb") as f:
+    return np.lib.format.read_array(f, allow_pickle=False)
+
+
+def channels_of(have: int) -> tuple[int, ...]:
+  """What `fit` makes of so many channels."""
+  return (1, 3) if have in (1, 3) else (have,)
 
 
 def fit(image, size=None, channels=None) -> np.ndarray:

@@ -62,9 +62,9 @@ def prepare(name: str, *, data_dir: str | None = None) -> str:
     UserError: TFDS does not know the name, or the data cannot be had: the line
       says what was tried.
   """
-  if name == "digits":
+  if name in ("digits", "descriptions"):
     raise errors.UserError(
-      "digits come with scikit-learn: use data.name=digits, nothing to prepare"
+      f"{name} come with scikit-learn: use data.name={name}, nothing to prepare"
     )
   builder = find_builder(name, data_dir)
   if not builder.is_prepared():

@@ -154,8 +154,8 @@ class DecodedSource(ImageSource):
   next good one, named once, and counted.
 
   Args:
-    records: `len`, `name(i)`, and `get(indices)`, an iterable of (image or
-      None, label).
+    records: `len`, `name(i)`, `get(indices)`, an iterable of (image or None,
+      label), and perhaps `why(i)`, of None.
     shape: (h, w, c) of the batches.
     fits: whether images of another size are fitted to it; else they are a
       UserError.
@@ -220,7 +220,7 @@ class DecodedSource(ImageSource):
   def _fit(self, i, image, label):
     """(image as the batch has it or None, label)."""
     if image is None:
-      self._note(i, "corrupt")
+      self._note(i, _why(self._records, i))
     elif image.shape[:2] != self.shape[:2] and not self._fits:
       raise _several_sizes(self.name, self.shape[:2], image.shape[:2])
     else:
@@ -270,7 +270,7 @@ def make(
     size: (height, width) that images are fitted to, by their short side and
       the centre; None keeps theirs, which must then be equal.
     channels: None is the most that some of them have; grey becomes colour, and
-      colour grey.
+      colour grey, and of other numbers nothing else.
     labels: whether batches have `label`; None is where there are any.
     data_dir: TFDS' root.
     memory_budget: bytes; a set that is smaller when decoded is held in memory.
@@ -278,12 +278,17 @@ def make(
 
   Raises:
     UserError: no such dataset, split, folder or image; images of several sizes;
-      too many that cannot be used.
+      channels that they do not make; too many that cannot be used.
   """
   if not name:
     raise errors.UserError("data.name is not given: a TFDS name or folder:PATH")
   if name == "digits":
     records = _Digits(split)
+  elif name == "descriptions":
+    raise errors.UserError(
+      "descriptions are texts, and the run is of images: give a TFDS name, "
+      "folder:PATH or digits"
+    )
   elif name.startswith("folder:"):
     records = _Images(name.removeprefix("folder:"), split)
   else:
@@ -328,21 +333,35 @@ def _shape(records, name, size, channels):
   known = getattr(records, "shape", (None, None, None))
   if size is None and None not in known[:2]:
     size = known[:2]
-  channels = channels or known[2]
-  if size is None or channels is None:
+  have = {known[2]} - {None}
+  # Almost any image makes 1 or 3 channels; one that does not is told by name.
+  if size is None or not (have or channels in (1, 3)):
     n = len(records)
     some = np.linspace(0, n - 1, min(n, 64)).astype(int)  # of all folders
     found = [image.shape for image, _ in records.get(some) if image is not None]
     if not found:
       raise errors.UserError(
-        f"the images of {name} are all corrupt: mend or remove them"
+        f"the images of {name} are all corrupt, as {records.name(some[0])} "
+        f"({_why(records, some[0])}): mend or remove them"
       )
     sizes = sorted({shape[:2] for shape in found})
     if size is None and len(sizes) > 1:
       raise _several_sizes(name, sizes[0], sizes[-1])
     size = size or sizes[0]
-    channels = channels or max(shape[2] for shape in found)
-  return (*map(int, size), int(channels))
+    have = have or {shape[2] for shape in found}
+  can = {c for n in have for c in images.channels_of(n)}
+  if channels and can and channels not in can:
+    several = lambda numbers: " or ".join(map(str, sorted(numbers)))
+    raise errors.UserError(
+      f"config.data.channels={channels}: the images of {name} have "
+      f"{several(have)}: give {several(can)}, or leave it out"
+    )
+  return (*map(int, size), int(channels or max(have)))
+
+
+def _why(records, i):
+  """What is wrong with a record that gives no image."""
+  return records.why(i) if hasattr(records, "why") else "corrupt"
 
 
 def _several_sizes(name, one, another):
@@ -401,3 +420,6 @@ class _Images(folders.Folder):
   def get(self, indices):
     for i in indices:  # one at a time: photographs are large
       yield images.read_file(self.paths[i]), self.label(self.paths[i])
+
+  def why(self, i):
+    return images.why(self.paths[i])

@@ -23,6 +23,7 @@ from ssljax.data import sources
 from ssljax.data import tokens
 
 _SUFFIXES = (".txt", ".jsonl")
+_NAMED = 10  # documents that are not UTF-8
 _STEP = 16  # rows of a batch that is cut are a multiple of it long
 
 
@@ -153,7 +154,7 @@ def make(
     split: of TFDS, slices included; of a folder, a subfolder, or "all".
     tokenizer: a tokenizer.json; or "bert", "roberta" or "gpt" for one that is
       trained on the split "train" (of a folder without splits, on all of it)
-      and kept beside the data.
+      and kept beside the data, in a folder for as long as these texts stay.
     vocab: of a tokenizer that is trained.
     rows: "one" document a row; "packed", several in a row that do not see each
       other; "joined", all as one text; or "pairs", with the next-sentence task:
@@ -168,8 +169,8 @@ def make(
     data_dir: TFDS' root.
 
   Raises:
-    UserError: no such dataset, split, folder or file; an empty file; a
-      tokenizer that lacks what the rows need.
+    UserError: no such dataset, split, folder or file; an empty file, or one of
+      another code than UTF-8; a tokenizer that lacks what the rows need.
   """
   if not name:
     raise errors.UserError("data.name is not given: a TFDS name or folder:PATH")
@@ -183,12 +184,15 @@ def make(
   labels = sources.check(documents, name, split, labels=labels)
   texts = documents.texts
   if documents.broken:
+    count = len(documents.broken)
     logging.warning(
-      "%s: %d documents are not UTF-8; what is wrong was replaced",
+      "%s: %d documents are not UTF-8; what is wrong was replaced: %s%s",
       name,
-      documents.broken,
+      count,
+      ", ".join(documents.broken[:_NAMED]),
+      f" and {count - _NAMED} more" if count > _NAMED else "",
     )
-  coder = tokenizer_of(
+  coder, path = _tokenizer(
     name,
     tokenizer,
     vocab,
@@ -198,9 +202,10 @@ def make(
   )
   kind, size = rows, length
   if labels:
-    kind, size = "one", label_length or length
+    kind, size = "one", length if label_length is None else label_length
   encoded = _sentences(texts, coder) if kind == "pairs" else coder.encode(texts)
   made = rows_lib.of(kind, encoded, size, coder)
+  _keep(coder, path)  # now that there are rows
   if made.cut:
     logging.warning(
       "%s/%s: %d of %d documents are longer than a row and lost their ends",
@@ -248,39 +253,57 @@ def tokenizer_of(
     name, tokenizer, vocab, feature, data_dir: as for `make`.
     documents: to train on; None is those of the split "train".
   """
+  made, path = _tokenizer(name, tokenizer, vocab, feature, data_dir, documents)
+  _keep(made, path)
+  return made
+
+
+def _tokenizer(name, tokenizer, vocab, feature, data_dir, documents):
+  """As `tokenizer_of`, not kept yet; and where to, or None if nowhere."""
   if tokenizer.endswith(".json"):
-    return tokens.load(tokenizer)
+    return tokens.load(tokenizer), None
   if not vocab:
     raise errors.UserError(
       f"data.tokenizer={tokenizer!r} is trained: give data.vocab as well, or a "
       "tokenizer.json"
     )
-  folder = _folder_of(name, data_dir)
-  of = "" if feature == "text" else "-" + re.sub(r"\W", "_", feature)
-  path = os.path.join(folder or "", f"tokenizer-{tokenizer}-{vocab}{of}.json")
-  if folder and os.path.exists(path):
-    return tokens.load(path)
-  if documents is None:
+
+  def to_train_on():
+    if documents is not None:
+      return documents
     try:
-      documents = _open(name, "train", feature, data_dir)
+      return _open(name, "train", feature, data_dir)
     except errors.UserError as e:
       raise errors.UserError(
         f"data.tokenizer={tokenizer!r} is trained on the split 'train': {e}; "
         "or give data.tokenizer=FILE.json"
       ) from e
-  made = tokens.train(documents.texts, kind=tokenizer, vocab=vocab)
-  if folder is None:
-    return made
+
+  folder, path = _folder_of(name, data_dir), None
+  of = "" if feature == "text" else "-" + re.sub(r"\W", "_", feature)
+  if name.startswith("folder:"):  # whose files may be replaced
+    documents = to_train_on()
+    of += "-" + documents.digest()
+  if folder is not None:
+    path = os.path.join(folder, f"tokenizer-{tokenizer}-{vocab}{of}.json")
+    if os.path.exists(path):
+      return tokens.load(path), None
+  texts = to_train_on().texts
+  return tokens.train(texts, kind=tokenizer, vocab=vocab), path
+
+
+def _keep(tokenizer, path):
+  if path is None:
+    return
   try:
     # Hosts that share a folder share pids.
     with files.whole(path, draft=f"{path}.{uuid.uuid4().hex}") as f:
-      f.write(made.to_json())
+      f.write(tokenizer.to_json())
   except OSError as e:
     raise errors.UserError(
       f"the tokenizer cannot be kept at {path} ({e.strerror}): make the folder "
       "writable, or give data.tokenizer=FILE.json"
     ) from e
-  return made
 
 
 def _trains(name, split):
@@ -305,6 +328,11 @@ def _folder_of(name, data_dir):
 def _open(name, split, feature, data_dir):
   if name == "descriptions":
     return _Descriptions(split)
+  if name == "digits":
+    raise errors.UserError(
+      "digits are images, and the run is of texts: give a TFDS name, "
+      "folder:PATH or descriptions"
+    )
   if name.startswith("folder:"):
     return _Files(name.removeprefix("folder:"), split, feature)
   return _Tfds(name, split, feature, data_dir)
@@ -312,19 +340,32 @@ def _open(name, split, feature, data_dir):
 
 class _Documents:
   """`texts`, `labels` (-1 is unknown), `num_classes` and `class_names`, or
-  None, `broken`: how many texts were not UTF-8, and `odd_label`: the first that
-  is no label, and its place."""
+  None, `broken`: the names of texts that were not UTF-8, `replaced`: characters
+  of theirs, and `odd_label`: the first that is no label, and its place."""
 
   def __init__(self, num_classes, class_names):
-    self.texts, self.labels, self.broken, self.odd_label = [], [], 0, None
+    self.texts, self.labels, self.odd_label = [], [], None
+    self.broken, self.replaced = [], 0
     self.num_classes, self.class_names = num_classes, class_names
 
   def __len__(self):
     return len(self.texts)
 
-  def _add(self, data, label):
+  def digest(self) -> str:
+    """Of the texts, short, for the name of a file."""
+    digest = hashlib.sha256()
+    for text in self.texts:
+      digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:12]
+
+  def _decode(self, data, name):
     text = data.decode("utf-8", errors="replace")
-    self.broken += text.encode() != data
+    if text.encode() != data:
+      self.broken.append(name)
+      self.replaced += text.count("\ufffd")
+    return text
+
+  def _add(self, text, label):
     self.texts.append(text)
     self.labels.append(label)
 
@@ -339,12 +380,12 @@ class _Tfds(_Documents):
     super().__init__(records.num_classes, records.class_names)
     for first in range(0, len(records), 1000):
       some = range(first, min(first + 1000, len(records)))
-      for i, row in zip(some, records.parsed(some, feature)):
-        if row[0] is None:
+      for i, (data, label) in zip(some, records.parsed(some, feature)):
+        if data is None:
           raise errors.UserError(
             f"{records.name(i)} is corrupt: remove the dataset, prepare it anew"
           )
-        self._add(*row)
+        self._add(self._decode(data, records.name(i)), label)
 
 
 class _Descriptions(_Documents):
@@ -364,7 +405,7 @@ class _Descriptions(_Documents):
         paragraphs = f.read().split("\n\n")
       for i, text in enumerate(p for p in paragraphs if len(p) > 20):
         if (i % 5 == 4) == (split == "test"):
-          self._add(text.encode(), label)
+          self._add(text, label)
 
 
 class _Files(_Documents):
@@ -383,21 +424,26 @@ class _Files(_Documents):
         ) from e
       if not data.strip():
         raise errors.UserError(f"{file} is empty: fill or remove it")
+      before = self.replaced
+      if b"\0" in data:
+        raise _of_another_code(file, "it has NUL bytes")
       if file.lower().endswith(".txt"):
-        self._add(data, folder.label(file))
-        continue
-      for number, line in enumerate(data.splitlines()):
-        if line.strip():
-          self._add_line(f"{file}:{number + 1}", line, key, folder.label(file))
+        self._add(self._decode(data, file), folder.label(file))
+      else:
+        for number, line in enumerate(data.splitlines()):
+          if line.strip():
+            place = f"{file}:{number + 1}"
+            self._add_line(place, line, key, folder.label(file))
+      if self.replaced - before > len(data) / 4:
+        raise _of_another_code(file, "more than a quarter of it is wrong there")
     if max(self.labels) >= (self.num_classes or 0):
       self.num_classes, self.class_names = max(self.labels) + 1, None
 
   def _add_line(self, place, line, key, label):
-    decoded = line.decode("utf-8", errors="replace")
     try:
-      row = json.loads(decoded)
+      row = json.loads(self._decode(line, place))
       # JSON may hold what UTF-8 may not: "\ud83d", the half of a character.
-      text = row[key].encode("utf-8", errors="replace")
+      text = row[key].encode("utf-8", errors="replace").decode()
     except (ValueError, TypeError, KeyError, AttributeError) as e:
       raise errors.UserError(
         f"{place} is no JSON object with a text {key!r} ({e}): mend it, or "
@@ -405,7 +451,8 @@ class _Files(_Documents):
       ) from e
     except RecursionError as e:
       raise errors.UserError(f"{place} is too deep to be read") from e
-    self.broken += decoded.encode() != line or text.decode() != row[key]
+    if text != row[key] and place not in self.broken[-1:]:
+      self.broken.append(place)
     if "label" in row:
       label = row["label"]
       self.class_names = None  # numbers, and not of the folders
@@ -413,3 +460,10 @@ class _Files(_Documents):
       self.odd_label = self.odd_label or f"{place} has label {label!r}"
       label = -1
     self._add(text, label)
+
+
+def _of_another_code(file, why):
+  return errors.UserError(
+    f"{file} is not text in UTF-8 ({why}): convert it, as by iconv -f CODE -t "
+    "UTF-8, or remove it"
+  )

@@ -19,7 +19,8 @@ _RECORDS = "train[:2%]", 1200  # of Fashion-MNIST
 def badrecord(trial, **unused):
   """Corrupt images in a folder, and corrupt records in ArrayRecord.
 
-  Of a config of text: documents that are not UTF-8, and lines that are no JSON.
+  Of a config of text: documents that are not UTF-8, lines that are no JSON, and
+  a file of another code.
   """
   if trial.config.data.modality == "text":
     return _of_texts(trial)
@@ -60,8 +61,11 @@ def _of_texts(trial):
     "--config.monitor.every_steps=0",
   ]
   first = trial.run("folder", *flags)
-  told = f"{_BAD} documents are not UTF-8" in first.stderr
-  trial.expect("folder: trains on, and says how many", told)
+  names = [f"{i:03}.txt" for i in sorted(bad)]
+  told = [name for name in names if name in first.stderr]
+  counted = f"{_BAD} documents are not UTF-8" in first.stderr
+  trial.expect("folder: says how many", counted)
+  trial.expect("folder: trains on, and names them", told == names, told)
   trial.run("folder_again", *flags)
   same = trial.batches("folder") == trial.batches("folder_again")
   trial.expect("folder: the batches are the same again", same)
@@ -70,6 +74,11 @@ def _of_texts(trial):
   ended = trial.end(trial.start("lines", *flags), "lines")
   trial.expect("lines: a broken one ends it with 2", ended.status == 2)
   _expect_line(trial, "lines", ended, "more.jsonl:2")
+  with open(os.path.join(folder, "code.txt"), "wb") as f:
+    f.write("a text of another code".encode("utf-16"))
+  ended = trial.end(trial.start("code", *flags), "code")
+  trial.expect("code: another one ends it with 2", ended.status == 2)
+  _expect_line(trial, "code", ended, "code.txt is not text in UTF-8")
   return {"bad": _BAD, "documents": len(documents)}
 
 
