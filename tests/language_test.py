@@ -1,5 +1,6 @@
 """Generating and filling, and the cache that makes it fast."""
 
+import shutil
 import types
 
 import jax
@@ -258,15 +259,16 @@ def test_a_run_whose_split_for_evaluation_is_not_there_has_a_report(tmp_path):
     assert "documents of the split all" in f.read().lower()
 
 
-def test_a_run_keeps_its_tokenizer(runs):
-  with open(f"{runs['gpt']}/data/tokenizer.json") as f:
-    kept = f.read()
-  with open(f"{runs['gpt']}/data/tokenizer.json", "w") as f:
-    f.write(kept.replace("Ġthe", "Ġteh"))
-  try:
-    config = config_lib.restore(f"{runs['gpt']}/config.json")
-    with pytest.raises(errors.UserError, match="is not the tokenizer that"):
-      train.train(config, runs["gpt"])
-  finally:
-    with open(f"{runs['gpt']}/data/tokenizer.json", "w") as f:
-      f.write(kept)
+def test_a_run_keeps_its_tokenizer_and_goes_on_with_it(runs, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(runs["gpt"], workdir)
+  kept = workdir / "data" / "tokenizer.json"
+  text = kept.read_text()
+  kept.write_text(text.replace("Ġthe", "Ġteh"))
+  config = config_lib.restore(workdir / "config.json").unlock()
+  mend = f"is not the tokenizer .* give --config.data.tokenizer={kept},"
+  with pytest.raises(errors.UserError, match=mend):
+    train.train(config, str(workdir))
+  kept.write_text(text)  # and now the prepared one may be another
+  config.data.tokenizer = str(kept)
+  assert train.train(config, str(workdir))["resumed_from"] > 0
