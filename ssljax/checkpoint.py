@@ -191,8 +191,8 @@ class Checkpoints:
     if step not in have:
       what = "that is whole" if asked is None else f"of step {asked}"
       there = ", ".join(map(str, have)) or "none"
-      other = have and asked is not None
-      mend = "give another --step" if other else "`train` makes one"
+      other = "--workdir" if asked is None else "--step"
+      mend = f"give another {other}" if have else "`train` makes one"
       raise errors.UserError(
         f"no checkpoint {what} in {self._directory}, there is {there}: {mend}"
       )
@@ -376,7 +376,7 @@ def require_fit(directory: str, abstract) -> None:
 
 def _of_parts(shapes, abstract):
   """Those of the parts, as "params", that `abstract` has."""
-  parts = {name.partition("/")[0] for name in _shapes(abstract)}
+  parts = getattr(abstract, "_fields", abstract)  # some may have no arrays
   return {k: v for k, v in shapes.items() if k.partition("/")[0] in parts}
 
 

@@ -188,6 +188,7 @@ def load(path: str, argv: list[str]) -> config_dict.ConfigDict:
       of another type.
   """
   config = _read(path)
+  _complete(config, path)
   _refuse_unknown(config, path)
   known = set(_paths(config))
   overrides, options, cleared = [], [], []
@@ -244,28 +245,40 @@ def _key_by_key(argv):
       yield override
 
 
-def _refuse_unknown(config, file):
-  """Raises UserError for a key of the file that `base` has not.
+def _complete(config, file):
+  """Gives a file's config what it lacks of `base`.
 
-  What sections name has options of its own, of which others tell.
+  Raises:
+    UserError: it lacks a section, or has another modality.
   """
-  modality = config.get("data", {}).get("modality")
+  modality = (config.get("data") or {}).get("modality")
   if modality not in _DATA:
     raise errors.UserError(
       f"{file} has config.data.modality={modality!r}: begin it with "
       "config.base('image') or ('text')"
     )
   whole = base(modality)
-  known, given = set(_paths(whole)), set(_paths(config))
-  for key in _paths(whole):
-    section, dot, _ = key.partition(".")
-    lost = key not in given and not (dot and section in NAMED)
-    if not dot and isinstance(whole[key], config_dict.ConfigDict):
-      lost = not isinstance(config.get(key), config_dict.ConfigDict)
-    if lost:
+  is_section = lambda value: isinstance(value, config_dict.ConfigDict)
+  for key, value in whole.items():
+    if is_section(value) and not is_section(config.get(key)):
       raise errors.UserError(
-        f"{file} has no config.{key}: keep what config.base({modality!r}) has"
+        f"{file} has no section config.{key}: begin it with "
+        f"config.base({modality!r})"
       )
+  with config.unlocked():
+    for path in _paths(whole):
+      section, dot, key = path.rpartition(".")
+      ours, theirs = (c[section] if dot else c for c in (config, whole))
+      if key not in ours and section not in NAMED:
+        ours[key] = theirs.get_ref(key)
+
+
+def _refuse_unknown(config, file):
+  """Raises UserError for a key of the file that `base` has not.
+
+  What sections name has options of its own, of which others tell.
+  """
+  known = set(_paths(base(config.data.modality)))
   for key in _paths(config):
     section = key.partition(".")[0]
     if key not in known and (section not in NAMED or key == section):
@@ -447,11 +460,12 @@ def _require_kinds(config, known, prefix=""):
   """Raises TypeError for what is of another kind than its default."""
   for key in config.keys() & known.keys():
     value, default = config[key], known[key]
-    number = isinstance(default, int | float)
+    number, section = (isinstance(default, k) for k in (int | float, dict))
     kind = int | float if number else type(default)
-    if default is not None and not isinstance(value, kind):
+    none = default is None or (value is None and not section)
+    if not none and not isinstance(value, kind):
       raise TypeError(f"{prefix}{key} is {value!r}")
-    if isinstance(default, dict) and key not in NAMED:
+    if section and key not in NAMED:
       _require_kinds(value, default, f"{prefix}{key}.")
 
 

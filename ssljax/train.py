@@ -75,8 +75,8 @@ def train(config, workdir: str) -> dict:
     if resumed_from is not None:
       state = checkpoints.restore(run.abstract_state)
     else:
-      workdir_lib.drop_evaluations(workdir)
       state = first_state(run)
+      workdir_lib.drop_evaluations(workdir)
       if run.config.init_from:  # the other run may go on, or be removed
         checkpoints.save(0, state)
     log = log_lib.Log(

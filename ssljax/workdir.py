@@ -16,6 +16,9 @@ from ssljax import files
 from ssljax import sharding
 from ssljax.data import described
 
+# What `described.of` reads.
+_DESCRIBED = "modality", "name", "examples", "classes", "arrays", "per_example"
+
 
 def restore_config(workdir: str):
   """The config of a run, reading the data files that the run has kept.
@@ -73,7 +76,7 @@ def kept_data(workdir: str) -> dict | None:
   try:
     with open(path) as f:
       found = json.load(f)
-    for key in ("modality", "name", "examples", "classes", "arrays"):
+    for key in _DESCRIBED:
       found[key]
   except FileNotFoundError:
     return None
@@ -100,7 +103,8 @@ def refuse_another_config(config, workdir):
     return
   old, new = map(config_lib.to_dict, (config_lib.restore(path), config))
   for key, value in new["data"].items():
-    if value == data_file(workdir, key):  # which the run has kept
+    kept = os.path.realpath(data_file(workdir, key))
+    if isinstance(value, str) and os.path.realpath(value) == kept:
       new["data"][key] = old["data"].get(key)
   if rows := config_lib.difference(old, new):
     more = f"; and {len(rows) - 4} more" if len(rows) > 4 else ""
@@ -154,7 +158,8 @@ def drop_evaluations(workdir):
   if sharding.is_first():
     for path in glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json")):
       if os.path.basename(path)[0].isdigit():  # as `evaluate` names them
-        os.remove(path)
+        with contextlib.suppress(OSError):
+          os.remove(path)
 
 
 @contextlib.contextmanager
@@ -167,7 +172,10 @@ def claimed(run, workdir):
         os.makedirs(os.path.join(workdir, "checkpoints"), exist_ok=True)
         stack.enter_context(files.alone(workdir))
         refuse_another_run(run, workdir)  # that ended while this one began
-        config_lib.save(run.config, os.path.join(workdir, "config.json"))
+        path = os.path.join(workdir, "config.json")
+        goes_on = checkpoint.steps_in(os.path.join(workdir, "checkpoints"))
+        if not (goes_on and os.path.exists(path)):
+          config_lib.save(run.config, path)
         keep_data(run.source, workdir)
         path = os.path.join(workdir, "environment.json")
         files.write(path, json.dumps(environment.describe(), indent=2))

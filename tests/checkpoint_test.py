@@ -192,6 +192,15 @@ def test_other_arrays_are_told_before_orbax_is_asked(folder, capfd):
   assert capfd.readouterr().err == ""
 
 
+def test_a_part_without_arrays_here_is_compared_too(tmp_path):
+  params = {"params": {"w": np.zeros(2)}}
+  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+    checkpoints.save(1, params | {"method_state": {"queue": np.zeros(5)}})
+  for empty in ({}, {"batch_stats": {}}):
+    with pytest.raises(errors.UserError, match=r"queue is \(5,\) there and is"):
+      checkpoint.require_fit(str(tmp_path), params | {"method_state": empty})
+
+
 def test_what_is_damaged_says_nothing_of_its_arrays(folder):
   checkpoint.require_fit(str(folder), _state(0))
   checkpoint.require_fit(str(folder), {"flags": _state(0)["flags"]})
@@ -206,7 +215,7 @@ def test_without_digests_nothing_counts_as_saved(folder):
   for path in list(_files(folder)):
     if os.path.basename(path).startswith("digests."):
       os.remove(path)
-  with pytest.raises(errors.UserError, match="whole in .* is 1, 2, 3: `train"):
+  with pytest.raises(errors.UserError, match="whole in .* is 1, 2, 3: give"):
     _restored(folder, read_only=True)
   with pytest.raises(errors.UserError, match="are from before .* train again"):
     checkpoint.Checkpoints(str(folder))

@@ -109,16 +109,24 @@ def get_config():
     ("Not *Python*.\n", r"config\.py is not Python \(invalid syntax"),
     ("x = 1\n", r"config\.py has no get_config"),
     ("def get_config(arg=None):\n  pass\n", "returns a ConfigDict"),
-    (_BASE + "  del c.eval\n  return c\n", r"no config\.eval: keep"),
-    (_BASE + "  c.mesh = None\n  return c\n", r"no config\.mesh: keep"),
-    (_BASE + "  del c.eval.last\n  return c\n", r"no config\.eval\.last: k"),
-    (_BASE + "  del c.seed\n  return c\n", r"no config\.seed: keep"),
+    (_BASE + "  del c.eval\n  return c\n", r"no section config\.eval: begin"),
+    (_BASE + "  c.mesh = None\n  return c\n", r"no section config\.mesh: be"),
+    (_BASE + "  c.data = None\n  return c\n", r"data\.modality=None: begin"),
   ],
 )
 def test_a_file_that_is_no_config_is_told(mistake, tmp_path, text, says):
   (tmp_path / "config.py").write_text(text)
   line = mistake("train", f"--config={tmp_path / 'config.py'}")
   assert re.search(says, line), line
+
+
+def test_what_a_config_file_lacks_is_as_in_the_base(tmp_path):
+  path = tmp_path / "config.py"
+  lacks = "  c.eval = dict(last=False)\n  del c.steps, c.seed\n"
+  path.write_text(f"{_BASE}{lacks}  return c\n")
+  found = config_lib.load(str(path), ["--config.steps=3"])
+  assert (found.eval.last, found.eval.batch_size) == (False, 500)
+  assert (found.seed, found.steps) == (0, 3)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_damaged_description_is_named(trained, tmp_path):
   with open(path) as f:
     text = f.read()
   try:
-    for damaged in (text[: len(text) // 2], "{}", "[]", '{"examples": 32}'):
+    for damaged in (text[: len(text) // 2], "{}", "[]", '{"examples": 3}'):
       with open(path, "w") as f:
         f.write(damaged)
       with pytest.raises(errors.UserError, match="is damaged .*: remove it"):

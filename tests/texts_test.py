@@ -256,9 +256,11 @@ def test_what_is_not_utf8_is_told_and_marks_of_order_are_no_text(
 ):
   (tmp_path / "a.jsonl").write_bytes(b'{"text": "caf\xe9 au lait"}')
   (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfonce upon a time")
+  (tmp_path / "c.txt").write_bytes(b"\xe9t\xe9")  # of a short text the half
   source = open_folder(tmp_path, split="all")
-  assert "1 documents are not UTF-8" in caplog.text
-  assert source.texts == ["caf\ufffd au lait", "once upon a time"]
+  assert "2 documents are not UTF-8" in caplog.text
+  texts_ = ["caf\ufffd au lait", "once upon a time", "\ufffdt\ufffd"]
+  assert source.texts == texts_
 
 
 def test_texts_that_are_not_utf8_are_named_up_to_ten(tmp_path, caplog):
@@ -273,11 +275,11 @@ def test_texts_that_are_not_utf8_are_named_up_to_ten(tmp_path, caplog):
   "name, data",
   [
     ("a.txt", "once upon a time".encode("utf-16")),
-    ("a.txt", "\u5f80\u6614\u6709".encode("utf-16")),  # without NUL
-    ("a.txt", "\u0436\u0438\u043b-\u0431\u044b\u043b".encode("cp1251")),
+    ("a.txt", ("\u5f80\u6614\u6709" * 9).encode("utf-16")),  # without NUL
+    ("a.txt", ("\u0436\u0438\u043b-\u0431\u044b\u043b" * 9).encode("cp1251")),
     ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
     ("a.jsonl", '{"text": "a bird"}'.encode("utf-16")),
-    ("a.jsonl", b'{"text": "\xe6\xe8\xeb-\xe1\xfb\xeb \xf3 \xf0\xe5\xea"}'),
+    ("a.jsonl", b'{"text": "%s"}' % (b"\xe6\xe8\xeb-\xe1\xfb\xeb" * 9)),
   ],
 )
 def test_files_of_another_code_are_refused(name, data, tmp_path):

@@ -24,6 +24,7 @@ from ssljax.data import tokens
 
 _SUFFIXES = (".txt", ".jsonl")
 _NAMED = 10  # documents that are not UTF-8
+_FEW = 16  # wrong characters of a file that may be of another code
 _STEP = 16  # rows of a batch that is cut are a multiple of it long
 
 
@@ -434,7 +435,7 @@ class _Files(_Documents):
           if line.strip():
             place = f"{file}:{number + 1}"
             self._add_line(place, line, key, folder.label(file))
-      if self.replaced - before > len(data) / 4:
+      if self.replaced - before > max(_FEW, len(data) / 4):
         raise _of_another_code(file, "more than a quarter of it is wrong there")
     if max(self.labels) >= (self.num_classes or 0):
       self.num_classes, self.class_names = max(self.labels) + 1, None
