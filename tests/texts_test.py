@@ -275,7 +275,7 @@ def test_texts_that_are_not_utf8_are_named_up_to_ten(tmp_path, caplog):
   "name, data",
   [
     ("a.txt", "once upon a time".encode("utf-16")),
-    ("a.txt", ("\u5f80\u6614\u6709" * 9).encode("utf-16")),  # without NUL
+    ("a.txt", ("\u7684\u662f\u4e86" * 20).encode("utf-16")),  # without NUL
     ("a.txt", ("\u0436\u0438\u043b-\u0431\u044b\u043b" * 9).encode("cp1251")),
     ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
     ("a.jsonl", '{"text": "a bird"}'.encode("utf-16")),
