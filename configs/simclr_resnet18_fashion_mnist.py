@@ -14,11 +14,13 @@ on a newer one (family 26), 0.7961 and 0.8185 on an Intel Xeon, where sums go
 another way.
 
 `:multi_view`, four views of which a fifth is solarised, in 1,170 steps: kNN
-0.8767 and linear 0.8899, one seed, on two cores of an Intel Xeon, 3.7 s a step
-alone, 78 minutes beside small other work. Rate and solarisation are the best of
-seven recipes of two views that were tried on a GPU, held out, where they have
-0.8747 and 0.8891 (`benchmarks/recipes.csv`); the number of views was not chosen
-among several.
+0.8767 and linear 0.8899 with seed 0, on two cores of an Intel Xeon, 3.7 s a
+step alone, 78 minutes beside small other work; 0.8762 and 0.8873 with seed 1,
+on two of an AMD EPYC (family 26), 37 minutes. With `--config.augment.views=8`
+there, seed 0, 85 minutes beside other work: 0.8808 and 0.8924. Rate and
+solarisation are the best of seven recipes of two views that were tried on a
+GPU, held out, where they have 0.8747 and 0.8891 (`benchmarks/recipes.csv`);
+each number of views was run once and looked at on the test set, not chosen.
 
 Chosen on a held-out tenth of the training set: the temperature among five short
 runs of width 8, where crops from 0.3 lie between two of them; the strength by
