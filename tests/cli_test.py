@@ -362,6 +362,12 @@ def test_a_topology_of_no_devices_is_told(mistake):
   assert "unknown --topology=cpu:0" in line
 
 
+def test_a_config_of_a_run_may_have_null_where_the_base_has_a_word(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text(_IMAGES + '"eval": {"test_split": null, "last": null}}')
+  assert config_lib.restore(path).eval.test_split is None
+
+
 _IMAGES = '{"data": {"modality": "image"}, '
 
 
